@@ -1,0 +1,8 @@
+"""q(z | x): one amortized family a file."""
+
+if __name__ != "ppvae.guides":
+    raise ImportError("import ppvae.guides, not guides: a second copy of these classes would be unequal to the first")
+
+from ppvae.guides.amortized import Amortized, DiagonalNormal, FullRankNormal
+
+__all__ = ["Amortized", "DiagonalNormal", "FullRankNormal"]

@@ -1,0 +1,61 @@
+"""Latent variable model: z ~ prior, x | z ~ likelihood(network(z)). One stochastic layer, any parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyro
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ppvae.build import recorded
+from ppvae.models import likelihoods, priors
+
+
+@recorded
+class LatentVariable(PyroModule):
+    """p(x, z) = p(z) p(x | z).
+
+    Args:
+        prior: A distribution of event shape (Z,), or a module that returns one (``models.priors``).
+        network: (..., Z) -> (..., outputs). Particles come from the left.
+        likelihood: Maps the network's output to a distribution of x's event shape (``models.likelihoods``, or a lambda).
+    """
+
+    def __init__(
+        self,
+        prior: TorchDistribution | nn.Module,
+        network: nn.Module,
+        likelihood: Callable[[Tensor], TorchDistribution],
+    ) -> None:
+        super().__init__()
+        self.prior_given = prior
+        self.network = network
+        self.likelihood = likelihood
+
+    def forward(self, x: Tensor) -> None:
+        """Observe x, (N, *event)."""
+        with pyro.plate("data", len(x), dim=-1):
+            prior = self.prior_given() if callable(self.prior_given) else self.prior_given
+            z = pyro.sample("z", prior)
+            pyro.sample("x", self.likelihood(self.network(z)), obs=x)
+
+
+@recorded
+class Bernoulli(LatentVariable):
+    """z ~ N(0, I), x_d | z ~ Bernoulli(sigmoid(network(z)_d)); ``prior`` replaces N(0, I)."""
+
+    def __init__(self, network: nn.Module, latent_dim: int, prior: TorchDistribution | nn.Module | None = None) -> None:
+        super().__init__(prior or priors.StandardNormal(latent_dim), network, likelihoods.Bernoulli())
+
+
+@recorded
+class Normal(LatentVariable):
+    """z ~ N(0, I), x | z ~ N(network(z), scale^2 I); without ``scale`` one scale is learned."""
+
+    def __init__(
+        self, network: nn.Module, latent_dim: int, scale: float | None = None, prior: TorchDistribution | nn.Module | None = None
+    ) -> None:
+        likelihood = likelihoods.NormalLearned() if scale is None else likelihoods.Normal(scale)
+        super().__init__(prior or priors.StandardNormal(latent_dim), network, likelihood)

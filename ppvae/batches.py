@@ -1,0 +1,67 @@
+"""A batch: a tensor (N, *event), or a tuple or dict of tensors that share N. Counting, taking and repeating its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppvae.errors import ShapeError
+
+Batch = Any  # Tensor | tuple[Tensor, ...] | dict[str, Tensor]; a recursive alias says no more to a reader
+
+
+def tensors(x: Batch) -> dict[str, Tensor]:
+    """The tensors of a batch by name: "x" for a lone one, position or key otherwise."""
+    if isinstance(x, Tensor):
+        return {"x": x}
+    if isinstance(x, tuple | list):
+        return {f"x[{i}]": part for i, part in enumerate(x)}
+    if isinstance(x, dict):
+        return {f"x[{key!r}]": part for key, part in x.items()}
+    raise ShapeError(
+        f"a batch is a tensor, or a tuple or dict of tensors; got {type(x).__name__}",
+        mend="torch.as_tensor(x), or ppvae.data.Data.of(x)",
+    )
+
+
+def num_data(x: Batch) -> int:
+    """N, the leading dimension that all tensors of a batch share.
+
+    Raises:
+        ShapeError: They do not share one, or there is no row.
+    """
+    sizes = {name: tuple(part.shape) for name, part in tensors(x).items()}
+    lengths = {shape[0] if shape else 0 for shape in sizes.values()}
+    if len(lengths) != 1:
+        raise ShapeError(f"the tensors of a batch must share their leading dimension, got {sizes}")
+    n = lengths.pop()
+    if n == 0:
+        raise ShapeError(f"a batch needs at least one row, got {sizes}", mend="a single datum is x[None]")
+    return n
+
+
+def each(x: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """Apply a function to every tensor of a batch."""
+    if isinstance(x, Tensor):
+        return function(x)
+    if isinstance(x, dict):
+        return {key: function(part) for key, part in x.items()}
+    return tuple(function(part) for part in x)
+
+
+def take(x: Batch, rows: Tensor | slice) -> Batch:
+    """The rows of a batch."""
+    return each(x, lambda part: part[rows])
+
+
+def repeat(x: Batch, times: int) -> Batch:
+    """The batch ``times`` times over, particle-major: (K N, *event)."""
+    return each(x, lambda part: part.repeat(times, *[1] * (part.dim() - 1)))
+
+
+def device_of(x: Batch) -> torch.device:
+    """The device of a batch."""
+    return next(iter(tensors(x).values())).device

@@ -1,0 +1,247 @@
+"""A data set: values as stored, values as the model sees them, and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppvae.data import binarize as ways
+from ppvae.data.arrays import as_slice, chunks, is_float, read
+from ppvae.data.checks import checked_labels, checked_tree, row_numbers
+from ppvae.data.scan import check_exact, scan
+from ppvae.data.tree import Leaf, Tree, cat, is_leaf, map_leaves, named_leaves
+from ppvae.errors import DataError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Data:
+    """Rows of an array, or of a tuple or dict of arrays, checked once. Built by ``Data.of`` or ``Data.from_arrays``.
+
+    Nothing is copied at first: do not change the arrays in place afterwards. A subset shares the arrays of the whole.
+
+    Attributes:
+        name: Of the data set.
+        split: ``train``, ``validation``, ``test``, ``all``, or a piece of them such as ``train[:1000]``.
+        binarize: ``threshold``, ``static``, ``dynamic`` or ``none``.
+        seed: Of the draws that binarise.
+        labels: (N,) integers, or None. Never part of ``x``.
+        measure: What a density of these values is a density against: ``counting`` for binarised and for whole numbers as
+            they stand, ``Lebesgue`` for real ones (grey images with ``binarize="none"`` are level / levels, real numbers).
+        levels: The grey value that is white, or None where the values are no grey values.
+    """
+
+    name: str
+    split: str
+    binarize: str
+    seed: int
+    labels: Tensor | None
+    measure: str
+    levels: float | None
+    source: Tree  # of all splits: tensors and memory maps
+    index: Tensor  # (N,), which rows of the source
+    flatten: bool = False
+    first_row: int = 0  # number of the source's first row in the whole data set, where that is stored in several files
+
+    @classmethod
+    def of(cls, value: Any, labels: Any = None, *, name: str = "array", split: str = "all") -> Data:
+        """A Data of ``value``: a Data (as it is), a tensor, an array, a tuple or dict of them, (N, ...) each.
+
+        Raises:
+            DataError: NaN, infinite values, no rows, rows that are scalars, unequal lengths, or no numbers.
+        """
+        if isinstance(value, Data):
+            return value if labels is None else replace(value, labels=checked_labels(labels, len(value), value.name))
+        return cls.from_arrays(value, labels, name=name, split=split)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        x: Any,
+        labels: Any = None,
+        *,
+        name: str = "array",
+        split: str = "all",
+        binarize: str = "none",
+        levels: float | None = None,
+        seed: int = 0,
+        flatten: bool = False,
+        first_row: int = 0,
+    ) -> Data:
+        """A Data of arrays, with grey values binarised.
+
+        Args:
+            x: (N, *event), or a tuple or dict of arrays (N, ...). A lone array of whole numbers becomes float32; inside a
+                tuple or dict it keeps its type. float64 stays float64, other floats become float32.
+            labels: (N,) whole numbers.
+            name: Of the data set.
+            split: Of its part.
+            binarize: ``threshold``, ``static`` (one draw a pixel), ``dynamic`` (a draw each presentation) or ``none``.
+            levels: The grey value that is white. Found out, where binarising, for values in [0, 1] and for bytes that exceed 127.
+            seed: Of the draws.
+            flatten: Event shape (D,) whatever the shape of a row.
+            first_row: Number of the first row in the whole data set.
+        """
+        ways.known(binarize)
+        source = checked_tree(x, name)
+        if is_leaf(source):
+            measure, levels = _measured(source, binarize, levels, name)
+        elif binarize == "none" and levels is None and not flatten:
+            kinds = ["counting" if scan(leaf, name + place).integral else "Lebesgue" for place, leaf in named_leaves(source)]
+            measure = kinds[0] if len(set(kinds)) == 1 else " x ".join(kinds)
+        else:
+            raise DataError(
+                f"needed one array to binarise, scale or flatten, and a {type(source).__name__} came",
+                where=name,
+                mend=['prepare its members before, and say binarize="none"', "hand in the array of images alone"],
+            )
+        num_data = len(named_leaves(source)[0][1])
+        return cls(
+            name=name,
+            split=split,
+            binarize=binarize,
+            seed=seed,
+            labels=None if labels is None else checked_labels(labels, num_data, name),
+            measure=measure,
+            levels=levels,
+            source=source,
+            index=torch.arange(num_data, dtype=torch.int64),
+            flatten=flatten,
+            first_row=first_row,
+        )
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.index)
+
+    @property
+    def event_shape(self) -> Any:
+        """The shape of one datum; of a tuple or dict, the shape of each member."""
+        return map_leaves(self._shape, self.source)
+
+    @property
+    def raw(self) -> Any:
+        """(N, *event) as stored: bytes for images. A memory map stays one where these rows lie together in the file."""
+        rows = as_slice(self.index)
+
+        def stored(leaf: Any) -> Any:
+            values = read(leaf, self.index) if isinstance(leaf, Tensor) or rows is None else leaf[rows]
+            return values.reshape(len(self), -1) if self.flatten else values
+
+        return map_leaves(stored, self.source)
+
+    @cached_property
+    def x(self) -> Any:
+        """(N, *event), what the model sees. Where binarisation is dynamic, one fixed draw: what evaluation uses."""
+        size = sum(math.prod(leaf.shape[1:]) for _, leaf in named_leaves(self.source))
+        if self.binarize == "none":
+            return self._values(self.index, None)
+        return cat([self._values(self.index[rows], None) for rows in chunks(len(self), size)])
+
+    def batch(self, rows: Tensor | slice, generator: torch.Generator | None = None) -> Any:
+        """Some rows (B, *event) of what the model sees.
+
+        Args:
+            rows: Which, a slice or (B,) integers.
+            generator: On the CPU. Where binarisation is dynamic it makes fresh draws; without it, and for all other data,
+                these are the rows of ``x``. Of a memory map only these rows are read.
+        """
+        rows = row_numbers(rows, len(self), self.name)
+        fresh = self.binarize == "dynamic" and generator is not None
+        if fresh or (self._mapped and "x" not in self.__dict__):
+            return self._values(self.index[rows], generator if fresh else None)
+        return map_leaves(lambda values: read(values, rows), self.x)
+
+    def __getitem__(self, rows: slice | Tensor) -> Data:
+        """These rows as a data set. Static draws stay what they are in the whole."""
+        numbers = row_numbers(rows, len(self), self.name)
+        piece = _slice_text(rows) if isinstance(rows, slice) else f"{len(numbers)} rows"
+        if not len(numbers):
+            raise DataError(f"needed rows, and {self.name} {self.split}[{piece}] has none of its {len(self):,}", where=self.name)
+        labels = None if self.labels is None else self.labels[numbers]
+        return replace(self, index=self.index[numbers], labels=labels, split=f"{self.split}[{piece}]")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of what the model sees: of the bytes of ``x``; inside a tuple or dict also of names, types and shapes."""
+        leaves = named_leaves(self.source)
+        digests = [hashlib.sha256() for _ in leaves]
+        for rows in chunks(len(self), sum(math.prod(leaf.shape[1:]) for _, leaf in leaves)):
+            values = self.batch(slice(int(rows[0]), int(rows[-1]) + 1), None)
+            for digest, (_, leaf) in zip(digests, named_leaves(values), strict=True):
+                digest.update(leaf.cpu().contiguous().numpy())
+        if is_leaf(self.source):
+            return digests[0].hexdigest()
+        parts = [
+            f"{place} {leaf.dtype} {tuple(leaf.shape[1:])} {digest.hexdigest()}"
+            for (place, leaf), digest in zip(named_leaves(self.batch(slice(0, 1), None)), digests, strict=True)
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What a result carries about its data, ready for JSON."""
+        return {
+            "name": self.name,
+            "split": self.split,
+            "binarize": self.binarize,
+            "seed": self.seed,
+            "measure": self.measure,
+            "sha256": self.sha256,
+            "num_data": len(self),
+            "event_shape": map_leaves(lambda leaf: list(self._shape(leaf)), self.source),
+        }
+
+    def __repr__(self) -> str:
+        """One line, without the hash: a large file would be read for it."""
+        return f"Data({self.name} {self.split}: {len(self):,} rows of {self.event_shape}, binarize={self.binarize}, {self.measure})"
+
+    def _shape(self, leaf: Leaf) -> tuple[int, ...]:
+        event = tuple(leaf.shape[1:])
+        return (math.prod(event),) if self.flatten else event
+
+    @property
+    def _mapped(self) -> bool:
+        return any(isinstance(leaf, np.memmap) for _, leaf in named_leaves(self.source))
+
+    def _values(self, index: Tensor, generator: torch.Generator | None) -> Any:
+        """Rows ``index`` of the source as the model sees them, with fresh draws where there is a generator."""
+        if not is_leaf(self.source):
+            return map_leaves(lambda leaf: _float(read(leaf, index)) if is_float(leaf) else read(leaf, index), self.source)
+        grey = _float(read(self.source, index))
+        grey = grey.reshape(len(grey), -1) if self.flatten else grey
+        if self.levels is None:
+            return grey
+        if self.binarize == "none":
+            return grey / self.levels
+        if self.binarize == "threshold":
+            return ways.threshold(grey, self.levels)
+        if generator is not None:
+            return ways.fresh_draws(grey, self.levels, generator)
+        return ways.fixed_draws(grey, self.levels, self.seed, index + self.first_row)
+
+
+def _float(values: Tensor) -> Tensor:
+    """float64 as it is, all else as float32."""
+    return values if values.dtype == torch.float64 else values.to(torch.float32)
+
+
+def _slice_text(rows: slice) -> str:
+    start, stop = ("" if bound is None else str(bound) for bound in (rows.start, rows.stop))
+    return f"{start}:{stop}" + (f":{rows.step}" if rows.step not in (None, 1) else "")
+
+
+def _measured(source: Leaf, binarize: str, levels: float | None, name: str) -> tuple[str, float | None]:
+    """The measure of a lone array, and its grey levels, after a look at all of its values."""
+    seen = scan(source, name)
+    check_exact(source, seen, name)
+    if binarize == "none" and levels is None:
+        return "counting" if seen.integral else "Lebesgue", None
+    levels = ways.grey_levels(source, seen, name) if levels is None else float(levels)
+    ways.check_range(source, seen, levels, name)
+    return "Lebesgue" if binarize == "none" else "counting", levels

@@ -1,0 +1,63 @@
+"""IDX files, plain or gzipped: two zero bytes, a type, a number of dimensions, big-endian sizes, then the values.
+
+References:
+    LeCun, Cortes, Burges, The MNIST database of handwritten digits, section "File formats".
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppvae.errors import DataError
+
+TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+AGAIN = "fetch the file again: it was cut short or damaged on its way"
+
+
+def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
+    """The array of an IDX file, in this machine's byte order.
+
+    Raises:
+        DataError: it is no IDX file, or its length is not what its header says.
+    """
+    path = Path(path)
+    content = _content(path)
+    dtype, shape = _header(content, path)
+    start = 4 + 4 * len(shape)
+    needed = start + math.prod(shape) * dtype.itemsize
+    if len(content) != needed:
+        raise DataError(
+            f"needed {needed:,} bytes for an array of shape {shape}, and {len(content):,} came"
+            + (", once unpacked" if path.suffix == ".gz" else ""),
+            where=str(path),
+            mend=AGAIN,
+        )
+    return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"needed a whole gzip file, and it does not unpack ({error})", where=str(path), mend=AGAIN) from error
+
+
+def _header(content: bytes, path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    magic = content[:4]
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in TYPES or magic[3] == 0:
+        raise DataError(
+            "needed an IDX file, which begins with 00 00, a type and a number of dimensions, "
+            f"and the first bytes are {magic.hex(' ') or 'missing'}",
+            where=str(path),
+            mend=["hand in an array as .npy or .npz", AGAIN],
+        )
+    if len(content) < 4 + 4 * magic[3]:
+        raise DataError(f"needed {4 + 4 * magic[3]} bytes of header, and {len(content)} came", where=str(path), mend=AGAIN)
+    return np.dtype(TYPES[magic[2]]), tuple(int(size) for size in np.frombuffer(content, ">u4", magic[3], offset=4))

@@ -1,0 +1,83 @@
+"""Variational families: a row of unconstrained numbers -> a distribution over latents.
+
+A family has two fronts. A guide is a family behind an encoder; a local posterior is the same family behind a free table with a row
+per datum. The amortization gap replaces exactly the front.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from ppvae.build import recorded
+from ppvae.errors import FamilyError
+
+MIN_LOG_SCALE = -12.0  # below this a float32 standard deviation no longer moves a location near 1
+
+
+class Family(Protocol):
+    """A parametric set of distributions over R^Z."""
+
+    latent_dim: int
+    num_parameters: int
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """(..., P) -> a distribution of batch shape (...) and event shape (Z,)."""
+        ...
+
+
+@recorded
+class DiagonalNormal:
+    """N(loc, diag(scale^2)); the row holds (loc, log scale), P = 2 Z."""
+
+    def __init__(self, latent_dim: int) -> None:
+        self.latent_dim = latent_dim
+        self.num_parameters = 2 * latent_dim
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """(..., 2 Z) -> N over R^Z."""
+        _check(self, parameters)
+        loc, log_scale = parameters.chunk(2, -1)
+        return dist.Normal(loc, log_scale.clamp(min=MIN_LOG_SCALE).exp()).to_event(1)  # type: ignore[no-any-return]
+
+    def row(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """The parameters of N(loc, L L^T)'s diagonal: (..., Z), (..., Z, Z) -> (..., 2 Z)."""
+        return torch.cat([loc, scale_tril.square().sum(-1).log() / 2], -1)
+
+
+@recorded
+class FullRankNormal:
+    """N(loc, L L^T) with L lower triangular and exp on its diagonal; the row holds (loc, log diag L, L below), P = Z + Z (Z + 1) / 2."""
+
+    def __init__(self, latent_dim: int) -> None:
+        self.latent_dim = latent_dim
+        self.num_parameters = latent_dim + latent_dim * (latent_dim + 1) // 2
+
+    def distribution(self, parameters: Tensor) -> TorchDistribution:
+        """(..., P) -> N over R^Z."""
+        _check(self, parameters)
+        z = self.latent_dim
+        loc, log_diagonal, below = parameters.split([z, z, z * (z - 1) // 2], -1)
+        rows, columns = torch.tril_indices(z, z, -1, device=parameters.device)
+        scale_tril = torch.diag_embed(log_diagonal.clamp(min=MIN_LOG_SCALE).exp())
+        scale_tril[..., rows, columns] = below
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+    def row(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """The parameters of N(loc, L L^T): (..., Z), (..., Z, Z) -> (..., P)."""
+        z = self.latent_dim
+        rows, columns = torch.tril_indices(z, z, -1, device=loc.device)
+        return torch.cat([loc, scale_tril.diagonal(dim1=-2, dim2=-1).log(), scale_tril[..., rows, columns]], -1)
+
+
+def _check(family: Family, parameters: Tensor) -> None:
+    if parameters.shape[-1] != family.num_parameters:
+        raise FamilyError(
+            f"{type(family).__name__} over {family.latent_dim} dimensions needs {family.num_parameters} numbers per datum, "
+            f"got {parameters.shape[-1]}",
+            mend=f"let the encoder end in {family.num_parameters} outputs",
+        )

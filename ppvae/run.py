@@ -1,0 +1,259 @@
+"""The run folder: lock, config, program, history, checkpoints; and ``load``, which makes a run's programs again."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pyro
+import torch
+from torch import Tensor
+
+from ppvae import build, checkpoint, factory, noise
+from ppvae.batches import Batch, each, take, tensors
+from ppvae.errors import LockedError, RunError
+from ppvae.modules import Program, eval_mode
+from ppvae.programs import latent_sites, sample_sites, trace
+from ppvae.state import create_missing, named_tensors, restore
+from ppvae.support import unwrapped
+
+CONFIG, PROGRAM, HISTORY, TEMPLATE = "config.json", "program.json", "history.jsonl", "template"
+
+
+class Stored:
+    """A program that runs in the parameter store of its run. Its own attributes are there too: ``run.model.log_evidence``."""
+
+    def __init__(self, program: Program, store: Any) -> None:
+        self.__wrapped__ = program
+        self.store = store
+
+    def __call__(self, x: Batch) -> Any:
+        """Run the program on a batch."""
+        with pyro.get_param_store().scope(self.store):
+            return self.__wrapped__(x)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+    def __repr__(self) -> str:
+        return f"<{type(self.__wrapped__).__name__} of a run>"
+
+
+@dataclass
+class Run:
+    """What training leaves: the trained pair, its history, and the folder that holds it.
+
+    Attributes:
+        model, guide: The programs, as callables that carry their parameter store; trained in place.
+        history: One row an epoch: nats per datum.
+        folder: The run folder, or None for a run in memory.
+        best_epoch: Epoch whose parameters the programs now hold, where validation chose one; else None.
+        stopped: "finished", "patience" or "interrupted".
+        config: The arguments of ``fit``, as far as JSON can say them.
+    """
+
+    model: Any
+    guide: Any
+    history: list[dict[str, Any]] = field(default_factory=list)
+    folder: Path | None = None
+    best_epoch: int | None = None
+    stopped: str = "finished"
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        where = str(self.folder) if self.folder else "in memory"
+        epochs = f"{len(self.history)} epochs" + (f", parameters of epoch {self.best_epoch}" if self.best_epoch else "")
+        return f"run {where}: {epochs}, {self.stopped}"
+
+    def write_result(self, name: str, result: Mapping[str, Any]) -> Path | None:
+        """Write a result's JSON into ``results/`` of the folder; None for a run in memory."""
+        if self.folder is None:
+            return None
+        path = self.folder / "results" / f"{name}.json"
+        checkpoint.write_json(path, result)
+        return path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the kernel lets go when it dies.
+
+    Raises:
+        LockedError: Another process holds it, named by host and pid.
+        RunError: The folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", timeout=0)
+        with lock:
+            (folder / ".lock-holder").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            yield
+    except filelock.Timeout as error:
+        holder = folder / ".lock-holder"
+        name = holder.read_text() if holder.exists() else "another process"
+        raise LockedError(f"{folder} is held by {name}", mend="wait for it, or train into another folder") from error
+    except PermissionError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}", mend="choose another folder with out=") from error
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether training has begun in a folder."""
+    return (folder / CONFIG).exists()
+
+
+def fingerprint(model: Program, guide: Program, x: Batch) -> dict[str, Any]:
+    """Sites, their event shapes and the shapes of all parameters: what two programs must share to share their tensors."""
+    with noise.seeded(0, "fingerprint"), eval_mode(model, guide), pyro.validation_enabled(False), torch.no_grad():
+        found_q = trace(guide, x)
+        found_p = trace(model, x, {name: site["value"] for name, site in sample_sites(found_q).items()})
+    sites = {}
+    for side, found in (("model", found_p), ("guide", found_q)):
+        latent = set(latent_sites(found))
+        for name, site in sample_sites(found).items():
+            kind = "latent" if name in latent else "observed"
+            sites[f"{side}.{name}"] = [kind, type(unwrapped(site["fn"])).__name__, list(site["fn"].event_shape)]
+    return {"sites": sites, "tensors": {name: list(t.shape) for name, t in named_tensors(model, guide).items()}}
+
+
+def compare_fingerprints(saved: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
+    """Raise where the programs at hand are not those of the run.
+
+    Raises:
+        RunError: naming the first few differences.
+    """
+    differences = []
+    for part in ("sites", "tensors"):
+        a, b = saved[part], here[part]
+        differences += [f"{name}: the run has {a.get(name)}, here {b.get(name)}" for name in {**a, **b} if a.get(name) != b.get(name)]
+    if differences:
+        raise RunError(
+            f"these programs are not those of the run in {folder}",
+            where="; ".join(differences[:4]) + (f" and {len(differences) - 4} more" if len(differences) > 4 else ""),
+            mend="build model and guide as for the run, or train anew into another folder",
+        )
+
+
+def describe_programs(model: Program, guide: Program, source: Mapping[str, str] | None) -> dict[str, Any]:
+    """How to make the programs again: by a user's file, by our classes and their arguments, or by the caller."""
+    if source is not None:
+        return {"how": "file", **source}
+    try:
+        return {"how": "constructors", "model": build.to_json(model), "guide": build.to_json(guide)}
+    except RunError as error:
+        return {"how": "python", "why": error.problem}
+
+
+def write_description(folder: Path, programs: dict[str, Any], config: Mapping[str, Any], x: Batch) -> None:
+    """Write what a run needs besides its checkpoints: config, programs, and two rows of data as a template."""
+    rows = take(x, slice(0, 2))
+    structure = "tensor" if isinstance(x, Tensor) else list(x) if isinstance(x, dict) else len(x)
+    checkpoint.save(folder, TEMPLATE, {str(i): part for i, part in enumerate(tensors(rows).values())}, {"structure": structure})
+    checkpoint.write_json(folder / PROGRAM, programs)
+    checkpoint.write_json(folder / CONFIG, config)
+
+
+def template_of(folder: Path) -> Batch:
+    """Two rows of the training data, in the structure that the programs take."""
+    parts, state = checkpoint.load(folder, TEMPLATE)
+    structure = state["structure"]
+    values = [parts[str(i)] for i in range(len(parts))]
+    if structure == "tensor":
+        return values[0]
+    return dict(zip(structure, values, strict=True)) if isinstance(structure, list) else tuple(values)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``history.jsonl``; a torn last line is left out."""
+    rows = []
+    path = folder / HISTORY
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def load(folder: str | Path, model: Program | None = None, guide: Program | None = None, *, state: str = "best") -> Run:
+    """Make a run's programs again, with their trained parameters.
+
+    Args:
+        folder: A run folder.
+        model, guide: The programs, needed where they were built in Python from parts that no record can name.
+        state: "best" for the parameters that validation chose (the last ones without validation), or "last".
+
+    Returns:
+        The run. Programs given by a file run that file's code, once its SHA-256 was compared.
+
+    Raises:
+        RunError: The folder holds no run, its programs differ from those handed in, or they must be handed in.
+    """
+    folder = Path(folder)
+    if not holds_a_run(folder):
+        raise RunError(f"{folder} holds no run", mend="ppvae.fit(..., out=folder) or `ppvae train --out FOLDER` makes one")
+    programs = checkpoint.read_json(folder / PROGRAM)
+    template = template_of(folder)
+    if (model is None) != (guide is None):
+        raise RunError("hand in both model and guide, or neither")
+    if model is None or guide is None:
+        model, guide = _make(programs, template, folder)
+    sound = checkpoint.newest(folder / "checkpoints")
+    if sound is None:
+        raise RunError(f"{folder} holds no checkpoint yet", mend="fit(..., resume=True) starts it again")
+    _, saved, kept, _ = sound
+    device = next((t.device for t in named_tensors(model, guide).values()), torch.device("cpu"))
+    with pyro.get_param_store().scope() as store:
+        here = fingerprint(model, guide, each(template, lambda part: part.to(device)))
+        compare_fingerprints(programs["fingerprint"], here, folder)
+        best = kept["best"]
+        values = best["tensors"] if state == "best" and best is not None else saved
+        create_missing(values, kept["constraints"], device)
+        restore(_live(model, guide, template, device, kept), values)
+    return Run(
+        Stored(model, store),
+        Stored(guide, store),
+        history=read_history(folder),
+        folder=folder,
+        best_epoch=best["epoch"] if state == "best" and best is not None else None,
+        stopped=kept["stopped"],
+        config=checkpoint.read_json(folder / CONFIG),
+    )
+
+
+def _live(model: Program, guide: Program, template: Batch, device: torch.device, kept: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The live tensors, with leaves that only the loss's graph knows where the checkpoint has some."""
+    live = named_tensors(model, guide)
+    if any(name.startswith("leaf.") for name in kept["leaves"]):
+        from ppvae.svi import leaves_of_pair
+
+        leaves, _, _ = leaves_of_pair(model, guide, (each(template, lambda part: part.to(device)),), {})
+        live = named_tensors(model, guide, leaves)
+    return live
+
+
+def _make(programs: Mapping[str, Any], template: Batch, folder: Path) -> tuple[Program, Program]:
+    if programs["how"] == "constructors":
+        return build.from_json(programs["model"]), build.from_json(programs["guide"])
+    if programs["how"] == "file":
+        path = Path(programs["file"])
+        if path.is_file() and factory.sha256_of(path) != programs["sha256"]:
+            raise RunError(
+                f"{path} has changed since the run was trained",
+                where=f"sha256 {factory.sha256_of(path)[:12]}..., the run has {programs['sha256'][:12]}...",
+                mend=["restore the file", f"if the change is harmless: ppvae.load({str(folder)!r}, model, guide)"],
+            )
+        model, guide, _ = factory.build(f"{path}:{programs['name']}", template)
+        return model, guide
+    shapes = [f"{name} {tuple(shape)}" for name, shape in programs["fingerprint"]["tensors"].items()]
+    raise RunError(
+        f"the programs of {folder} were built in Python ({programs['why']}), so hand them in",
+        where=f"the folder holds {', '.join(shapes[:6])}" + (f" and {len(shapes) - 6} more" if len(shapes) > 6 else ""),
+        mend=f"ppvae.load({str(folder)!r}, model, guide)",
+    )

@@ -1,0 +1,314 @@
+"""The training loop and everything that a resumed run needs to be the undisturbed one, bit for bit.
+
+Nothing random has a state to save: the order of an epoch, the binarisation of a batch and the noise of a step are each drawn from a
+seed of their own, hash(seed, what, where).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppvae import checkpoint, noise
+from ppvae.batches import Batch, each, num_data, take
+from ppvae.data import Data
+from ppvae.diagnose import diagnose
+from ppvae.errors import DivergedError
+from ppvae.evaluation import evaluate
+from ppvae.modules import Program
+from ppvae.objectives import Weight, weight_at
+from ppvae.programs import Pair
+from ppvae.progress import Progress
+from ppvae.run import HISTORY, Run
+from ppvae.state import named_tensors, restore, snapshot, store_constraints
+from ppvae.svi import SVI, OneOptimizer
+
+
+@dataclass
+class Position:
+    """Where a run stands: everything that goes into a checkpoint and is no tensor of the pair."""
+
+    epoch: int = 0  # finished
+    batch: int = 0  # of the epoch under way
+    loss_sum: float = 0.0  # of the epoch under way, over its data
+    norm_sum: float = 0.0  # over its steps
+    stopped: str = "running"
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Training:
+    """One run's loop.
+
+    Attributes:
+        svi: The step.
+        data, validation: What is trained on, and what chooses the best epoch.
+        pair: The pair as ``programs.Pair`` sees it, on the rows that each epoch is measured on; None where it is not measurable.
+        has_globals: Whether there are latent sites outside the data plate.
+        run: What is filled in.
+    """
+
+    svi: SVI
+    model: Program
+    guide: Program
+    data: Data
+    validation: Data | None
+    pair: Pair | None
+    has_globals: bool
+    run: Run
+    epochs: int
+    batch_size: int
+    patience: int | None
+    seed: int
+    device: torch.device
+    checkpoint_every: float
+    scheduler: Callable[[torch.optim.Optimizer], Any] | None
+    callback: Callable[[dict[str, Any]], Any] | None
+    progress: Progress
+    position: Position = field(default_factory=Position)
+    best: dict[str, Any] | None = None
+    torch_scheduler: Any = None
+    _saved_at: float = 0.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last batch of an epoch may be shorter."""
+        return math.ceil(len(self.data) / self.batch_size)
+
+    def begin(self, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
+        """Build the optimizer over the leaves of the first batch; with a checkpoint, go on from it."""
+        self._seed_step()
+        first = self._batch(0, 0)
+        if saved is None:
+            self.svi.prepare(first)
+        else:
+            self._go_on_from(first, *saved)
+        if self.scheduler is not None and isinstance(self.svi.optim, OneOptimizer) and self.torch_scheduler is None:
+            self.torch_scheduler = self.scheduler(self.svi.optim.torch_optimizer)  # type: ignore[arg-type]
+        self._saved_at = time.monotonic()
+
+    def loop(self) -> None:
+        """Train to the last epoch, or until patience runs out.
+
+        Raises:
+            DivergedError: with the site, the datum and what to change; the last good state is saved.
+        """
+        started, done_before = time.monotonic(), self.position.epoch
+        while self.position.epoch < self.epochs and self.position.stopped == "running":
+            epoch_started = time.monotonic()
+            steps = self.steps_per_epoch - self.position.batch
+            for batch in range(self.position.batch, self.steps_per_epoch):
+                self._step(batch)
+                self.progress.tick(self.position.epoch + 1, batch + 1, self.steps_per_epoch)
+                if self.run.folder is not None and time.monotonic() - self._saved_at > self.checkpoint_every:
+                    self.save()
+            speed = steps / max(time.monotonic() - epoch_started, 1e-9)
+            self._finish_epoch(speed)
+            per_epoch = (time.monotonic() - started) / (self.position.epoch - done_before)
+            self.progress.epoch(self.position.history[-1], self.epochs, per_epoch * (self.epochs - self.position.epoch))
+        if self.position.stopped == "running":
+            self.position.stopped = "finished"
+        self.save()
+
+    def _step(self, batch: int) -> None:
+        rows = self._rows(self.position.epoch, batch)
+        x = self._batch(self.position.epoch, batch)
+        n, total = len(rows), len(self.data)
+        self._seed_step()
+        try:
+            if self.has_globals:  # data terms stand for the whole set, the global ones for themselves; both per datum
+                loss = self.svi.scaled_step((x,), {}, divisor=float(total), data=total / n)
+            else:
+                loss = self.svi.scaled_step((x,), {}, divisor=float(n))
+        except DivergedError as error:
+            self._seed_step()
+            found = diagnose(self.svi, x, rows)
+            self.position.stopped = "diverged"
+            self.save()
+            kept = f"; the last good state is in {self.run.folder}" if self.run.folder else "; the programs hold the last good state"
+            raise DivergedError(
+                f"training diverged at step {self.svi.steps_taken} (epoch {self.position.epoch + 1}): {error.problem}",
+                where=found + kept,
+                mend=["lower the learning rate (a tenth of it)", "clip_norm=10", "keep scales away from 0: softplus(raw) + 1e-3"],
+            ) from error
+        self.position.batch = batch + 1
+        self.position.loss_sum += loss * n
+        self.position.norm_sum += self.svi.gradient_norm
+
+    def _seed_step(self) -> None:
+        torch.manual_seed(noise.derived_seed(self.seed, "step", self.svi.steps_taken))
+
+    def _rows(self, epoch: int, batch: int) -> Tensor:
+        if getattr(self, "_order_of", None) != epoch:
+            self._order = torch.randperm(len(self.data), generator=noise.generator(self.seed, "order", epoch))
+            self._order_of = epoch
+        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def _batch(self, epoch: int, batch: int) -> Batch:
+        x = self.data.batch(self._rows(epoch, batch), noise.generator(self.seed, "binarize", epoch, batch))
+        return each(x, lambda part: part.to(self.device))
+
+    def _finish_epoch(self, speed: float) -> None:
+        position, step = self.position, self.svi.steps_taken
+        row: dict[str, Any] = {
+            "epoch": position.epoch + 1,
+            "step": step,
+            "objective": -position.loss_sum / len(self.data),
+            "beta": weight_at(self.svi.beta, step - 1),
+            "likelihood_weight": weight_at(self.svi.likelihood_weight, step - 1),
+            "gradient_norm": position.norm_sum / self.steps_per_epoch,
+            "steps_per_second": speed,
+            "learning_rate": self._learning_rate(),
+            **self._measured(),
+        }
+        position.epoch, position.batch, position.loss_sum, position.norm_sum = position.epoch + 1, 0, 0.0, 0.0
+        position.history.append(row)
+        self.run.history = position.history
+        self._choose(row)
+        if self.torch_scheduler is not None:
+            self.torch_scheduler.step()
+        elif hasattr(self.svi.optim, "pt_scheduler_constructor"):  # a PyroLRScheduler is optimizer and scheduler in one
+            self.svi.optim.step()
+        if self.callback is not None and self.callback(row) is False:
+            position.stopped = "stopped by callback"
+
+    def _measured(self) -> dict[str, Any]:
+        """The ELBO at beta = 1 and its parts; for a pair that is trainable but not measurable, the objective's mean alone."""
+        if self.pair is None:
+            row = {"train_elbo": -self.position.loss_sum / len(self.data), "rate": math.nan, "distortion": math.nan}
+            row |= {"active_units": 0, "units": 0}
+            if self.validation is not None:
+                losses = self._validation_losses()
+                row |= {"validation_elbo": -sum(losses) / len(self.validation), "validation_elbo_se": math.nan}
+            return row
+        shown = take(self.data.x, slice(0, self.pair.num_data))
+        train = self._evaluate(shown)
+        found = {"train_elbo": train.elbo}
+        if self.validation is not None:
+            train = self._evaluate(self.validation.x)
+            found |= {"validation_elbo": train.elbo, "validation_elbo_se": train.elbo_se}
+        return found | {k: v for k, v in asdict(train).items() if not k.startswith("elbo")}
+
+    def _evaluate(self, x: Batch) -> Any:
+        x = each(x, lambda part: part.to(self.device))
+        pair = Pair(self.model, self.guide, x, self.seed)
+        return evaluate(pair, x, noise.derived_seed(self.seed, "evaluate"))  # the same draws each epoch: changes are the pair's
+
+    def _validation_losses(self) -> list[float]:
+        assert self.validation is not None
+        plain = SVI(self.model, self.guide, self.svi.optim, self.svi.objective)
+        losses = []
+        for rows in noise.blocks(len(self.validation), self.batch_size):
+            x = each(take(self.validation.x, rows), lambda part: part.to(self.device))
+            with noise.seeded(self.seed, "evaluate", rows.start, device=self.device):
+                losses.append(plain.evaluate_loss(x))
+        return losses
+
+    def _choose(self, row: dict[str, Any]) -> None:
+        """Keep the best epoch by validation ELBO at beta = 1, and stop when patience runs out; armed once the weights stand still."""
+        if "validation_elbo" not in row or not self._weights_stand_still():
+            return
+        if not math.isfinite(row["validation_elbo"]):
+            return
+        if self.best is None or row["validation_elbo"] > self.best["value"]:
+            tensors = snapshot(named_tensors(self.model, self.guide, self.svi.leaves))
+            self.best = {"epoch": row["epoch"], "value": row["validation_elbo"], "tensors": tensors}
+        elif self.patience is not None and row["epoch"] - self.best["epoch"] >= self.patience:
+            self.position.stopped = "patience"
+
+    def _weights_stand_still(self) -> bool:
+        last = self.epochs * self.steps_per_epoch - 1
+        return all(still(weight, self.svi.steps_taken - 1, last) for weight in (self.svi.beta, self.svi.likelihood_weight))
+
+    def _learning_rate(self) -> float | None:
+        optimizer = self.svi.optim.torch_optimizer if isinstance(self.svi.optim, OneOptimizer) else None
+        return float(optimizer.param_groups[0]["lr"]) if optimizer is not None else None
+
+    def save(self) -> None:
+        """Write a checkpoint and the history, where the run has a folder."""
+        self.run.stopped = self.position.stopped
+        if self.run.folder is None:
+            return
+        live = named_tensors(self.model, self.guide, self.svi.leaves)
+        names = {id(t): name for name, t in live.items()}
+        optim = self.svi.optim
+        state = {
+            "position": {**asdict(self.position), "history": None},
+            "steps_taken": self.svi.steps_taken,
+            "leaves": [names[id(leaf)] for leaf in self.svi.leaves],
+            "groups": [[names[id(p)] for p in group] for group in optim.groups] if isinstance(optim, OneOptimizer) else None,
+            "optimizer": optim.torch_optimizer.state_dict() if isinstance(optim, OneOptimizer) else optim.get_state(),
+            "scheduler": self._scheduler_state(),
+            "best": self.best,
+            "constraints": store_constraints(),
+            "stopped": self.position.stopped,
+            "history": json.dumps(self.position.history),
+        }
+        folder = self.run.folder / "checkpoints"
+        checkpoint.save(folder, f"step-{self.svi.steps_taken:08d}", live, state)
+        checkpoint.prune(folder)
+        lines = "".join(json.dumps(row) + "\n" for row in self.position.history)
+        checkpoint.write_atomically(self.run.folder / HISTORY, lines.encode())
+        self._saved_at = time.monotonic()
+
+    def _scheduler_state(self) -> Any:
+        if self.torch_scheduler is None:
+            return None
+        return {k: v for k, v in self.torch_scheduler.state_dict().items() if not callable(v)}
+
+    def _go_on_from(self, first: Batch, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.svi.prepare_leaves(first)
+        live = named_tensors(self.model, self.guide, self.svi.leaves)
+        restore(live, tensors)
+        self.svi.leaves = [live[name] for name in state["leaves"]]
+        optim = self.svi.optim
+        if isinstance(optim, OneOptimizer):
+            optim.start([[live[name] for name in group] for group in state["groups"]])
+            if self.scheduler is not None:
+                self.torch_scheduler = self.scheduler(optim.torch_optimizer)  # type: ignore[arg-type]
+                self.torch_scheduler.load_state_dict(state["scheduler"])
+            optim.torch_optimizer.load_state_dict(state["optimizer"])  # type: ignore[union-attr]
+        else:
+            optim.set_state(state["optimizer"])
+        self.svi.steps_taken = state["steps_taken"]
+        self.position = Position(**{**state["position"], "history": json.loads(state["history"]), "stopped": "running"})
+        self.run.history = self.position.history
+        self.best = state["best"]
+
+    def use_best(self) -> None:
+        """Give the programs the parameters of the best epoch."""
+        if self.best is not None:
+            restore(named_tensors(self.model, self.guide, self.svi.leaves), self.best["tensors"])
+            self.run.best_epoch = self.best["epoch"]
+
+
+def still(weight: Weight, step: int, last: int) -> bool:
+    """Whether a weight has reached the value that it has at the last step."""
+    return not callable(weight) or step >= last or weight_at(weight, step) == weight_at(weight, last)
+
+
+def rows_measured(data: Data, validation: Data | None) -> int:
+    """How many training rows each epoch is measured on: as many as validate, at least 1,000, at most all."""
+    return min(len(data), max(1000, len(validation) if validation is not None else 0))
+
+
+def environment() -> dict[str, Any]:
+    """What equality bit for bit is conditional on."""
+    return {
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "threads": torch.get_num_threads(),
+        "pid": os.getpid(),
+    }
+
+
+__all__ = ["Position", "Training", "environment", "num_data", "rows_measured", "still"]
