@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -30,7 +31,7 @@ class LatentVariable(PyroModule):
         likelihood: Callable[[Tensor], TorchDistribution],
     ) -> None:
         super().__init__()
-        self.prior_given = prior
+        self.prior_given: Any = prior
         self.network = network
         self.likelihood = likelihood
 

@@ -74,4 +74,4 @@ class LinearGaussian(PyroModule):
             model.weight.copy_(directions * (top - variance).clamp(min=0).sqrt())
             model.bias.copy_(x.mean(0))
             model.log_scale.copy_(variance.log() / 2)
-        return model  # type: ignore[no-any-return]
+        return model

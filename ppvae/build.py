@@ -25,7 +25,7 @@ def recorded(cls: C) -> C:
     signature = inspect.signature(construct)
 
     @functools.wraps(construct)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         bound = signature.bind(self, *args, **kwargs)
         construct(self, *args, **kwargs)
         if type(self) is cls:  # a subclass has arguments of its own

@@ -125,7 +125,7 @@ def newest(folder: Path) -> tuple[str, dict[str, Tensor], Any, list[str]] | None
     Raises:
         RunError: There are checkpoints and none is sound.
     """
-    damaged = []
+    damaged: list[str] = []
     for name in names(folder):
         try:
             return name, *load(folder, name), damaged

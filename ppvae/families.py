@@ -6,6 +6,7 @@ per datum. The amortization gap replaces exactly the front.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import pyro.distributions as dist
@@ -30,6 +31,18 @@ class Family(Protocol):
         ...
 
 
+class NormalFamily(Family, Protocol):
+    """A family of Normals, which knows the row of a given Normal."""
+
+    def row(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """(..., Z) and (..., Z, Z) -> (..., P)."""
+        ...
+
+    def widened(self, parameters: Tensor, factor: float) -> Tensor:
+        """The rows with every scale times ``factor``."""
+        ...
+
+
 @recorded
 class DiagonalNormal:
     """N(loc, diag(scale^2)); the row holds (loc, log scale), P = 2 Z."""
@@ -47,6 +60,11 @@ class DiagonalNormal:
     def row(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
         """The parameters of N(loc, L L^T)'s diagonal: (..., Z), (..., Z, Z) -> (..., 2 Z)."""
         return torch.cat([loc, scale_tril.square().sum(-1).log() / 2], -1)
+
+    def widened(self, parameters: Tensor, factor: float) -> Tensor:
+        """The same rows with every scale times ``factor``."""
+        loc, log_scale = parameters.chunk(2, -1)
+        return torch.cat([loc, log_scale + math.log(factor)], -1)
 
 
 @recorded
@@ -72,6 +90,12 @@ class FullRankNormal:
         z = self.latent_dim
         rows, columns = torch.tril_indices(z, z, -1, device=loc.device)
         return torch.cat([loc, scale_tril.diagonal(dim1=-2, dim2=-1).log(), scale_tril[..., rows, columns]], -1)
+
+    def widened(self, parameters: Tensor, factor: float) -> Tensor:
+        """The same rows with L times ``factor``."""
+        z = self.latent_dim
+        loc, log_diagonal, below = parameters.split([z, z, z * (z - 1) // 2], -1)
+        return torch.cat([loc, log_diagonal + math.log(factor), below * factor], -1)
 
 
 def _check(family: Family, parameters: Tensor) -> None:

@@ -5,6 +5,7 @@ All take any leading dimensions, (..., D), since particles come from the left.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class MLP(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         widths = [in_features, *hidden]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        for width_in, width_out in itertools.pairwise(widths):
             layers += [nn.Linear(width_in, width_out), activation()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], out_features))
 

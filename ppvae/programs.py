@@ -79,7 +79,8 @@ def in_data_plate(site: Any) -> bool:
 
 def log_prob(site: Any) -> Tensor:
     """log p(value) by batch element, masks applied, scales not: a density has no training weight."""
-    return scale_and_mask(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]), 1.0, site["mask"])
+    density: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(density, 1.0, site["mask"])  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
@@ -228,8 +229,8 @@ class Pair:
         found = self._run(_for_rows(self.guide, rows), x, {}, num_particles)
         means = {}
         for name in self.latents:
-            site = found.nodes[name]
-            mean = site["value"]
+            site = sample_sites(found)[name]
+            mean: Tensor = site["value"]
             with contextlib.suppress(NotImplementedError, AttributeError):
                 mean = site["fn"].mean if torch.isfinite(site["fn"].mean).all() else mean
             mean = mean.expand(site["value"].shape).to(torch.get_default_dtype() if not mean.is_floating_point() else mean.dtype)
@@ -281,6 +282,43 @@ class Pair:
             return value
         data_dim = value.dim() - event_dim - 1
         return value.movedim(0, data_dim - 1).flatten(data_dim - 1, data_dim)
+
+    def guide_score(self, x: Batch, rows: Tensor | slice, values: Values) -> dict[str, Tensor]:
+        """log q by site of the guide, (K, n), at given latents."""
+        return self._log_densities(_for_rows(self.guide, rows), x, values)
+
+    def site_pairs(self, x: Batch, rows: Tensor | slice, num_particles: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The guide's sites at K draws, and the model's sites at the same latents, as they stand in a run."""
+        found_q = self._run(_for_rows(self.guide, rows), x, {}, num_particles)
+        values = {name: site["value"] for name, site in sample_sites(found_q).items()}
+        return sample_sites(found_q), sample_sites(self._run(self.model, x, values, num_particles))
+
+    def predict(self, x: Batch, values: Values) -> dict[str, Tensor]:
+        """New draws of the observed sites given latents, (K, [plates], n, *event)."""
+        num_particles = len(next(iter(values.values())))
+        inward = {name: self._inward(value, self.event_dims[name]) for name, value in values.items()}
+        sites = sample_sites(self._run(self.model, x, inward, num_particles))
+        return {name: self._outward(sites[name]["fn"].sample(), num_particles, self.event_dims[name]) for name in self.observed}
+
+    def prior_draws(self, x: Batch, num_draws: int) -> dict[str, Tensor]:
+        """Draws of the latents from the model's prior at the covariates of x, (K, n, *event), plates behind the data."""
+        sites = sample_sites(self._run(self.model, x, {}, num_draws))
+        return {
+            name: self.datum_first(self._outward(sites[name]["value"], num_draws, self.event_dims[name]), name) for name in self.latents
+        }
+
+    def datum_first(self, value: Tensor, name: str) -> Tensor:
+        """(K, [plates], n, *event) -> (K, n, *plates, *event), plates of size 1 left out."""
+        data_dim = value.dim() - self.event_dims[name] - 1
+        plates = [size for size in value.shape[1:data_dim] if size > 1]
+        value = value.movedim(data_dim, 1)
+        return value.reshape(*value.shape[:2], *plates, *value.shape[value.dim() - self.event_dims[name] :])
+
+    def crossed(self, value: Tensor, name: str, block: slice, n: int) -> Tensor:
+        """One draw per datum, (1, [plates], n, *event), to particles that every datum is given: (block, [plates], n, *event)."""
+        data_dim = value.dim() - self.event_dims[name] - 1
+        particles = value[0].movedim(data_dim - 1, 0)[block].unsqueeze(data_dim)
+        return particles.expand(*particles.shape[:data_dim], n, *particles.shape[data_dim + 1 :])
 
     def stream(
         self, x: Batch, *, num_particles: int, seed: int, blocks_at_once: int | None = None, keep: bool = False, first_row: int = 0

@@ -19,6 +19,7 @@ from torch import Tensor
 from ppvae import build, checkpoint, factory, noise
 from ppvae.batches import Batch, each, take, tensors
 from ppvae.errors import LockedError, RunError
+from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program, eval_mode
 from ppvae.programs import latent_sites, sample_sites, trace
 from ppvae.state import create_missing, named_tensors, restore
@@ -231,8 +232,6 @@ def _live(model: Program, guide: Program, template: Batch, device: torch.device,
     """The live tensors, with leaves that only the loss's graph knows where the checkpoint has some."""
     live = named_tensors(model, guide)
     if any(name.startswith("leaf.") for name in kept["leaves"]):
-        from ppvae.svi import leaves_of_pair
-
         leaves, _, _ = leaves_of_pair(model, guide, (each(template, lambda part: part.to(device)),), {})
         live = named_tensors(model, guide, leaves)
     return live

@@ -18,7 +18,10 @@ RELAXED = "relaxed (not a probability)"
 def unwrapped(distribution: Any) -> Any:
     """The distribution under ``to_event``, ``expand`` and ``mask``."""
     while hasattr(distribution, "base_dist") and type(distribution).__name__ in (
-        "Independent", "MaskedDistribution", "ExpandedDistribution", "ReshapedDistribution"
+        "Independent",
+        "MaskedDistribution",
+        "ExpandedDistribution",
+        "ReshapedDistribution",
     ):
         distribution = distribution.base_dist
     return distribution
@@ -100,7 +103,7 @@ def _remedies(kind: str, value: Tensor) -> list[str]:
     if kind in ("Bernoulli", "ContinuousBernoulli"):
         return [
             "binarise: ppvae.data.load(..., binarize='threshold'), or (x > 0.5).float()",
-            "a density for real values: models.Normal, or a relaxed Bernoulli(..., validate_args=False), whose results are no probabilities",
+            "a density for real values: models.Normal, or Bernoulli(..., validate_args=False), whose results are no probabilities",
         ]
     if not torch.isfinite(value).all():
         return ["remove or impute the entries that are not finite", "declare them missing with poutine.mask"]

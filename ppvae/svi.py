@@ -13,16 +13,15 @@ from pyro.infer.util import torch_item, zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ppvae import noise
 from ppvae.errors import DivergedError, ObjectiveError, ProgramError
-from ppvae.modules import Program, eval_mode
+from ppvae.leaves import leaves_of_pair
+from ppvae.modules import Program
 from ppvae.objectives import Scaled, Scales, Weight, refuse_model_enumeration, refuse_weights, weight_at
-from ppvae.programs import latent_sites, sample_sites
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
-class OneOptimizer(PyroOptim):  # type: ignore[misc]
+class OneOptimizer(PyroOptim):
     """One torch optimizer over every leaf of the loss, where Pyro keeps one per parameter."""
 
     def __init__(self, factory: OptimizerFactory) -> None:
@@ -55,7 +54,7 @@ class OneOptimizer(PyroOptim):  # type: ignore[misc]
         return [list(group["params"]) for group in self.torch_optimizer.param_groups] if self.torch_optimizer else []
 
 
-class SVI(pyro.infer.SVI):  # type: ignore[misc]
+class SVI(pyro.infer.SVI):
     """``pyro.infer.SVI`` with the same ``step`` and ``evaluate_loss``: a training script changes one import.
 
     Args:
@@ -126,7 +125,7 @@ class SVI(pyro.infer.SVI):  # type: ignore[misc]
         self._scales.data = data
         with poutine.trace(param_only=True) as capture:
             loss = self.loss_and_grads(self._model, self._guide, *args, **kwargs)
-        traced = {id(p): p for p in (site["value"].unconstrained() for site in capture.trace.nodes.values())}
+        traced = _traced(capture)
         if not self._looked:
             self._look_at_leaves(traced, args, kwargs)
         params = list(traced.values())
@@ -137,7 +136,7 @@ class SVI(pyro.infer.SVI):  # type: ignore[misc]
         self.optim(params)
         zero_grads(params)
         self.steps_taken += 1
-        return loss  # type: ignore[no-any-return]
+        return loss  # type: ignore[return-value]
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Find the leaves of the loss by a dry run and build the torch optimizer over them, before the first step.
@@ -152,7 +151,7 @@ class SVI(pyro.infer.SVI):  # type: ignore[misc]
         """Find the leaves of the loss by a dry run, in an order that is the same in every process."""
         with poutine.trace(param_only=True) as capture:
             leaves_of_pair(self.model, self.guide, args, kwargs)
-        traced = {id(p): p for p in (site["value"].unconstrained() for site in capture.trace.nodes.values())}
+        traced = _traced(capture)
         self._look_at_leaves(traced, args, kwargs)
         self.leaves = list({id(p): p for p in [*self.leaves, *traced.values()]}.values())
 
@@ -163,7 +162,7 @@ class SVI(pyro.infer.SVI):  # type: ignore[misc]
         self._scales.data = 1.0
         with torch.no_grad():
             loss = self.loss(self._model, self._guide, *args, **kwargs)
-        return type(loss)(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)  # type: ignore[no-any-return]
+        return type(loss)(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)  # type: ignore[return-value]
 
     def _look_at_leaves(self, traced: dict[int, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find every leaf of the loss, also those that no ``pyro.param`` names: modules that a plain function closes over, and the
@@ -202,46 +201,14 @@ class SVI(pyro.infer.SVI):  # type: ignore[misc]
             torch.nn.utils.clip_grads_with_norm_(params, self.clip_norm, norm)
 
 
-def leaves_of_pair(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[list[Tensor], list[str], set[str]]:
-    """The leaf tensors with gradient behind any log density of a pair, unique by identity, in the order of a dry run.
-
-    The dry run is in eval mode with the generators put back: it moves no running statistics and costs no draw.
-
-    Returns:
-        The leaves; the model's latent sites that the guide does not draw; the sites that it draws.
-    """
-    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
-    with noise.forked(device), eval_mode(model, guide), torch.enable_grad(), pyro.validation_enabled(False):
-        found_q = poutine.trace(guide).get_trace(*args, **kwargs)
-        found_p = poutine.trace(poutine.replay(model, trace=found_q)).get_trace(*args, **kwargs)
-        sites = [*sample_sites(found_q).values(), *sample_sites(found_p).values()]
-        densities = [site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]).sum() for site in sites]
-        leaves = graph_leaves(sum(densities[1:], densities[0])) if densities else []
-    drawn = set(sample_sites(found_q))
-    return leaves, [name for name in latent_sites(found_p) if name not in drawn], drawn
-
-
-def graph_leaves(value: Tensor) -> list[Tensor]:
-    """The leaf tensors that ``value`` was computed from, unique by identity."""
-    found: dict[int, Tensor] = {}
-    seen: set[Any] = set()
-    waiting = [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            found.setdefault(id(leaf), leaf)
-        waiting.extend(parent for parent, _ in node.next_functions)
-    return list(found.values())
+def _traced(capture: Any) -> dict[int, Tensor]:
+    """The unconstrained parameters that a run of the programs named, by identity."""
+    params = (site["value"].unconstrained() for site in capture.trace.nodes.values())
+    return {id(p): p for p in params}
 
 
 def check_compile(compile: str | bool) -> None:
-    """"auto" and False run eagerly; True asks for what this version does not have."""
+    """ "auto" and False run eagerly; True asks for what this version does not have."""
     if compile not in ("auto", False):
         raise ObjectiveError(f"compile is 'auto' or False in this version, got {compile!r}: steps run eagerly", mend="compile='auto'")
 

@@ -246,7 +246,7 @@ class Training:
             "steps_taken": self.svi.steps_taken,
             "leaves": [names[id(leaf)] for leaf in self.svi.leaves],
             "groups": [[names[id(p)] for p in group] for group in optim.groups] if isinstance(optim, OneOptimizer) else None,
-            "optimizer": optim.torch_optimizer.state_dict() if isinstance(optim, OneOptimizer) else optim.get_state(),
+            "optimizer": _optimizer_state(optim),
             "scheduler": self._scheduler_state(),
             "best": self.best,
             "constraints": store_constraints(),
@@ -289,6 +289,12 @@ class Training:
         if self.best is not None:
             restore(named_tensors(self.model, self.guide, self.svi.leaves), self.best["tensors"])
             self.run.best_epoch = self.best["epoch"]
+
+
+def _optimizer_state(optim: Any) -> Any:
+    if not isinstance(optim, OneOptimizer):
+        return optim.get_state()
+    return optim.torch_optimizer.state_dict() if optim.torch_optimizer is not None else {}
 
 
 def still(weight: Weight, step: int, last: int) -> bool:

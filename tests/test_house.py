@@ -32,7 +32,8 @@ SOURCES = {
 # Who may import whom: a unit is a file of ppvae/ or one of its packages. Everyone may import errors, and itself.
 RUNNING = {"programs", "batches", "modules", "support", "noise"}  # programs.py and what it stands on
 STEPS = {"importance", "simulate", "check", "objectives", "capture"}
-RECORDS = {"data", "build", "state", "checkpoint", "run", "progress"}
+RECORDS = {"data", "build", "factory", "state", "checkpoint", "run", "progress"}
+TRAINING = {"diagnose", "evaluation", "training"}  # the parts of fit.py that have a file of their own
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "noise": set(),
@@ -42,22 +43,28 @@ ALLOWED: dict[str, set[str]] = {
     "batches": set(),
     "modules": set(),
     "support": set(),
+    "factory": set(),
     "families": {"build"},
     "importance": set(),
     "checkpoint": set(),
     "programs": RUNNING,
+    "coordinates": RUNNING,
+    "evaluation": RUNNING,
+    "leaves": RUNNING,
     "state": RUNNING,
     "simulate": RUNNING,
     "check": RUNNING,
     "objectives": RUNNING,
     "capture": RUNNING,
     "data": {"noise"},
-    "run": RUNNING | {"data", "build", "state", "checkpoint"},
-    "svi": RUNNING | STEPS | RECORDS,
-    "fit": RUNNING | STEPS | RECORDS | {"svi"},
+    "run": RUNNING | {"data", "build", "factory", "state", "checkpoint", "leaves"},
+    "svi": RUNNING | STEPS | RECORDS | {"leaves"},
+    "diagnose": RUNNING | {"svi"},
+    "training": RUNNING | STEPS | RECORDS | {"svi", "diagnose", "evaluation"},
+    "fit": RUNNING | STEPS | RECORDS | {"svi"} | TRAINING,
     "models": {"nn", "families", "build"},
     "guides": {"nn", "families", "build"},
-    "analysis": RUNNING | {"importance", "families", "simulate", "capture", "data"},
+    "analysis": RUNNING | {"coordinates", "importance", "families", "simulate", "capture", "evaluation", "data"},
 }
 FRONTS = {"__init__", "__main__", "cli"}  # may import everything; what they load is held by the tests of HEAVY
 

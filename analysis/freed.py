@@ -1,0 +1,246 @@
+"""What a refinement starts from: the guide's own distributions at these data, with their parameters freed.
+
+Family "same" frees (1) the rows of a guide with ``parameters_at`` and ``family``; (2) any site whose distribution has parameters that
+do not move with the noise. A site that depends on an earlier draw, a transform conditioned on x and a point mass are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppvae import noise
+from ppvae.analysis.local import FreedSite, LocalPosterior, LocalUnconstrained
+from ppvae.batches import Batch, take
+from ppvae.coordinates import Coordinates
+from ppvae.errors import FamilyError
+from ppvae.families import DiagonalNormal, Family, FullRankNormal
+from ppvae.programs import Pair, measuring, trace
+from ppvae.support import unwrapped
+
+BLOCK = 1024
+MOMENT_DRAWS = 256
+TWO_METHODS = (
+    "give the guide two methods: parameters_at(x) -> (N, P) and an attribute family with distribution((..., P)) and num_parameters "
+    "(see ppvae.families)"
+)
+
+
+@dataclass
+class Normals:
+    """Normal posteriors over the unconstrained coordinates: m (N, D), L (N, D, D), and which entries of L the family has."""
+
+    coordinates: Coordinates
+    m: Tensor
+    scale_tril: Tensor
+    structure: Tensor
+
+    def as_guide(self, m: Tensor, scale_tril: Tensor) -> LocalPosterior | LocalUnconstrained:
+        """The posteriors as a guide: site by site where each is a real vector, else through an auxiliary site."""
+        sites = self.coordinates.sites
+        blocks = {site.name: site.place for site in sites}
+        separate = all(self._apart(place) for place in blocks.values())
+        if separate and all(site.is_identity and len(site.event) == 1 for site in sites):
+            families: dict[str, Family] = {name: self._family(place) for name, place in blocks.items()}
+            tables = {
+                name: families[name].row(m[:, place], scale_tril[:, place, place])  # type: ignore[attr-defined]
+                for name, place in blocks.items()
+            }
+            return LocalPosterior(families, tables, "refined")
+        family = self._family(slice(0, self.coordinates.dim))
+        return LocalUnconstrained(sites, family, family.row(m, scale_tril), "refined")
+
+    def _family(self, place: slice) -> DiagonalNormal | FullRankNormal:
+        block = self.structure[place, place]
+        diagonal = bool((block == torch.eye(len(block), device=block.device)).all())
+        return DiagonalNormal(len(block)) if diagonal else FullRankNormal(len(block))
+
+    def _apart(self, place: slice) -> bool:
+        """Whether the family has no covariance between this site and the others."""
+        others = torch.ones(len(self.structure), dtype=torch.bool)
+        others[place] = False
+        return not bool(self.structure[place][:, others].any() or self.structure[others][:, place].any())
+
+
+@dataclass
+class Freed:
+    """Families by site with a row of free parameters per datum, (N, P)."""
+
+    families: dict[str, Family]
+    tables: dict[str, Tensor]
+
+    def bound(self, pair: Pair, x: Batch, tables: dict[str, Tensor], num_draws: int) -> Tensor:
+        """The ELBO of each datum by reparameterised draws, (n,)."""
+        values, log_q = {}, torch.zeros(())
+        for site, family in self.families.items():
+            q = family.distribution(tables[site])
+            value = q.rsample(torch.Size([num_draws]))
+            log_q = log_q + q.log_prob(value)
+            ones = [1] * (pair.nesting - 1) if pair.in_plate else []
+            values[site] = value.reshape(num_draws, *ones, *value.shape[1:])
+        log_p = sum(pair.score(x, values).values())
+        return (log_p - log_q).mean(0)
+
+
+def start_of(pair: Pair, x: Batch, family: str, seed: int) -> Normals | Freed:
+    """Where the refinement of a pair starts.
+
+    Raises:
+        FamilyError: naming the site that cannot be freed, and what to write.
+    """
+    if not pair.latents:
+        raise FamilyError("the model has no latent site in the data plate, so there is no posterior to refine")
+    if family == "same":
+        return _same(pair, x, seed)
+    coordinates = Coordinates(pair, x, seed)
+    full = torch.ones(coordinates.dim, coordinates.dim, device=pair.device).tril()
+    structure = full if family == "full_rank" else torch.eye(coordinates.dim, device=pair.device)
+    try:
+        same = _same(pair, x, seed)
+    except FamilyError:
+        same = None
+    if isinstance(same, Normals):
+        m, scale_tril = same.m, same.scale_tril
+        if family == "mean_field":
+            scale_tril = torch.diag_embed(scale_tril.square().sum(-1).sqrt())
+    else:
+        m, scale_tril = _moments(pair, coordinates, x, seed, family == "full_rank")
+    return Normals(coordinates, m, scale_tril, structure.to(m.dtype))
+
+
+def _moments(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, full: bool) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the guide's draws, for guides that are no Normal."""
+    means, roots = [], []
+    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+        with noise.seeded(seed, "moments", rows.start, device=pair.device), measuring(pair.model, pair.guide):
+            u = coordinates.pack(pair.draw(take(x, rows), rows, MOMENT_DRAWS)[0])
+        mean = u.mean(0)
+        centred = u - mean
+        variance = centred.square().mean(0).clamp(min=1e-8)
+        covariance = torch.diag_embed(variance)
+        if full:  # shrunk towards its diagonal: with few draws per dimension the sample covariance is near singular
+            covariance = 0.8 * torch.einsum("kni,knj->nij", centred, centred) / len(u) + 0.2 * covariance
+        means.append(mean)
+        roots.append(torch.linalg.cholesky(covariance))
+    return torch.cat(means), torch.cat(roots)
+
+
+def _same(pair: Pair, x: Batch, seed: int) -> Normals | Freed:
+    first = _distributions(pair, x, slice(0, min(pair.num_data, BLOCK)), seed)
+    again = _distributions(pair, x, slice(0, min(pair.num_data, BLOCK)), seed + 1)
+    for name in pair.latents:
+        _refuse(name, first[name], again[name])
+    kinds = {name: type(unwrapped(site["fn"])).__name__ for name, site in first.items()}
+    if all(kind in ("Normal", "MultivariateNormal") for kind in kinds.values()):
+        coordinates = Coordinates(pair, x, seed)
+        if all(site.transform_is_identity for site in coordinates.sites):
+            return _normals(pair, coordinates, x, seed, kinds)
+    if hasattr(pair.guide, "parameters_at") and hasattr(pair.guide, "family") and len(pair.latents) == 1:
+        return _by_methods(pair, x)
+    return _by_parameters(pair, x, seed, first)
+
+
+def _by_methods(pair: Pair, x: Batch) -> Freed:
+    guide: Any = pair.guide
+    with measuring(guide):
+        table = torch.cat([guide.parameters_at(take(x, rows)) for rows in noise.blocks(pair.num_data, BLOCK)])
+    return Freed({pair.latents[0]: guide.family}, {pair.latents[0]: table})
+
+
+def _by_parameters(pair: Pair, x: Batch, seed: int, first: dict[str, Any]) -> Freed:
+    families: dict[str, FreedSite] = {}
+    for name, site in first.items():
+        base = unwrapped(site["fn"])
+        if len(site["fn"].batch_shape) > 1:
+            raise FamilyError(
+                f"the guide's site '{name}' has plates inside a datum and is no Normal, so family 'same' cannot free it",
+                where=f"site '{name}', {type(base).__name__}",
+                mend=["refine by family 'mean_field' or 'full_rank'", TWO_METHODS],
+            )
+        if not site["fn"].has_rsample:
+            raise FamilyError(
+                f"the guide's site '{name}' is {type(base).__name__}, whose draws have no gradient, so it cannot be refined",
+                where=f"site '{name}'",
+                mend="measure it by log_likelihood, which needs no gradient",
+            )
+        families[name] = FreedSite(base, site["fn"].event_dim, _parameter_names(base))
+    tables: dict[str, list[Tensor]] = {name: [] for name in families}
+    for rows in noise.blocks(pair.num_data, BLOCK):
+        for name, site in _distributions(pair, x, rows, seed).items():
+            tables[name].append(families[name].row(unwrapped(site["fn"])))
+    return Freed(dict(families), {name: torch.cat(parts) for name, parts in tables.items()})
+
+
+def _normals(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, kinds: dict[str, str]) -> Normals:
+    means, roots = [], []
+    for rows in noise.blocks(pair.num_data, BLOCK):
+        sites = _distributions(pair, x, rows, seed)
+        loc = coordinates.pack({name: _as_value(pair, site, "loc") for name, site in sites.items()}, transformed=False)[0]
+        root = loc.new_zeros(*loc.shape, loc.shape[-1])
+        for place in coordinates.sites:
+            site = sites[place.name]
+            base = unwrapped(site["fn"])
+            if kinds[place.name] == "MultivariateNormal":
+                root[:, place.place, place.place] = base.scale_tril
+            else:
+                scale = coordinates.pack_one(place, _as_value(pair, site, "scale"))[0]
+                root[:, place.place, place.place] = torch.diag_embed(scale)
+        means.append(loc)
+        roots.append(root)
+    structure = torch.zeros(coordinates.dim, coordinates.dim, device=pair.device)
+    for place in coordinates.sites:
+        size = place.place.stop - place.place.start
+        full = kinds[place.name] == "MultivariateNormal"
+        structure[place.place, place.place] = torch.ones(size, size).tril().to(structure) if full else torch.eye(size).to(structure)
+    m = torch.cat(means)
+    return Normals(coordinates, m, torch.cat(roots), structure.to(m.dtype))
+
+
+def _as_value(pair: Pair, site: Any, parameter: str) -> Tensor:
+    """A Normal's parameter in the layout of one particle's value, (1, [plates], n, *event)."""
+    full = getattr(unwrapped(site["fn"]), parameter).expand(site["fn"].batch_shape + site["fn"].event_shape)
+    ones = [1] * (pair.nesting - full.dim() + site["fn"].event_dim) if pair.in_plate else []
+    return full.reshape(1, *ones, *full.shape)  # type: ignore[no-any-return]
+
+
+def _distributions(pair: Pair, x: Batch, rows: slice, seed: int) -> dict[str, Any]:
+    """The guide's latent sites at some rows."""
+    guide = pair.guide.rows(rows) if hasattr(pair.guide, "rows") else pair.guide
+    with noise.seeded(seed, "same", rows.start, device=pair.device), measuring(pair.model, pair.guide):
+        found = trace(guide, take(x, rows), pair.globals)
+    return {name: found.nodes[name] for name in pair.latents}
+
+
+def _parameter_names(base: Any) -> list[str]:
+    """The parameters to free: of alternatives such as probs and logits the one without a simplex, of covariances the Cholesky factor."""
+    names = list(base.arg_constraints)
+    for one, others in (("logits", ("probs",)), ("scale_tril", ("covariance_matrix", "precision_matrix"))):
+        if one in names:
+            names = [name for name in names if name not in others]
+    return names
+
+
+def _refuse(name: str, first: Any, again: Any) -> None:
+    """Raise where a site's parameters are not a function of x alone."""
+    base, other = unwrapped(first["fn"]), unwrapped(again["fn"])
+    kind = type(base).__name__
+    reason = ""
+    if kind == "Delta":
+        reason = "a point mass, which has no parameters to optimise in the family's own sense"
+    elif hasattr(base, "transforms") and not base.arg_constraints:
+        reason = "transformed by a flow whose parameters are not the distribution's own"
+    elif not base.arg_constraints:
+        reason = f"a {kind}, which lists no parameters"
+    else:
+        moved = [p for p in _parameter_names(base) if not torch.equal(getattr(base, p), getattr(other, p))]
+        if moved:
+            reason = f"a {kind} whose {moved[0]} moves with the noise: it depends on an earlier draw"
+    if reason:
+        raise FamilyError(
+            f"family 'same' cannot free the guide's site '{name}': it is {reason}",
+            where=f"site '{name}'",
+            mend=[TWO_METHODS, "refine by family 'mean_field' or 'full_rank'"],
+        )

@@ -1,0 +1,152 @@
+"""Unconstrained coordinates: all latents of a datum as one vector u in R^D, and log p(x, z(u)) |dz/du| as a function of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ppvae import noise
+from ppvae.batches import Batch, take
+from ppvae.errors import FamilyError
+from ppvae.programs import Pair, measuring, sample_sites, trace
+from ppvae.support import unwrapped
+
+
+@dataclass(frozen=True)
+class SiteCoordinates:
+    """Where one latent site lies in u.
+
+    Attributes:
+        name: The site.
+        transform: From R^d to the site's support.
+        inner: Sizes of the plates inside a datum, without leading ones.
+        plates: Their names, sizes and dims, to enter them again.
+        event: Shape of one unconstrained event.
+        event_dim: Dimensions of one event.
+        place: Its slice of u.
+    """
+
+    name: str
+    transform: Any
+    inner: tuple[int, ...]
+    plates: tuple[tuple[str, int, int], ...]
+    event: tuple[int, ...]
+    event_dim: int
+    place: slice
+
+    @property
+    def transform_is_identity(self) -> bool:
+        """Whether the site's support is all of R^d."""
+        inner = self.transform
+        while hasattr(inner, "base_transform"):
+            inner = inner.base_transform
+        return bool(inner == torch.distributions.transforms.identity_transform)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the site is a real vector as it stands, without plates inside the datum."""
+        return self.transform_is_identity and not self.inner
+
+
+class Coordinates:
+    """The latents of a pair as u in R^D, per datum.
+
+    Raises:
+        FamilyError: A latent is discrete, or its support changes from datum to datum.
+    """
+
+    def __init__(self, pair: Pair, x: Batch, seed: int = 0) -> None:
+        self.pair = pair
+        rows = torch.arange(min(2, pair.num_data))
+        with noise.seeded(seed, "coordinates", device=pair.device), measuring(pair.model, pair.guide):
+            values, _ = pair.draw(take(x, rows), rows, 2)
+            found = sample_sites(trace(pair.model, take(x, rows), pair.globals))
+        self.sites: list[SiteCoordinates] = []
+        self.dim = 0
+        for name in pair.latents:
+            site = self._site(name, values[name], found[name])
+            self.sites.append(site)
+            self.dim = site.place.stop
+
+    def _site(self, name: str, value: Tensor, site: Any) -> SiteCoordinates:
+        support = site["fn"].support
+        if support.is_discrete:
+            raise FamilyError(
+                f"the latent site '{name}' is discrete ({type(unwrapped(site['fn'])).__name__}) and has no unconstrained coordinates",
+                where=f"site '{name}'",
+                mend="refine by family 'same', or enumerate the site",
+            )
+        _refuse_moving_support(name, unwrapped(site["fn"]).support)
+        transform = biject_to(support)
+        event_dim = site["fn"].event_dim
+        data_dim = value.dim() - event_dim - 1
+        event = tuple(transform.inverse_shape(value.shape[data_dim + 1 :])) if event_dim else ()
+        inner = without_leading_ones(tuple(value.shape[1:data_dim]))
+        size = math.prod(event) * math.prod(inner)
+        plates = tuple((f.name, f.size, f.dim) for f in site["cond_indep_stack"] if f.vectorized and f.dim < -1)
+        return SiteCoordinates(name, transform, inner, plates, event, event_dim, slice(self.dim, self.dim + size))
+
+    def unpack(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """u (K, n, D) to the latents (K, [plates], n, *event) and log |dz/du|, (K, n)."""
+        values, log_det = {}, u.new_zeros(u.shape[:2])
+        for site in self.sites:
+            plates = self._plates(site)
+            part = u[..., site.place].reshape(*u.shape[:2], *plates, *site.event).movedim(1, 1 + len(plates))
+            values[site.name] = site.transform(part)
+            change = site.transform.log_abs_det_jacobian(part, values[site.name])
+            log_det = log_det + change.movedim(1 + len(plates), 1).reshape(*u.shape[:2], -1).sum(-1)
+        return values, log_det
+
+    def pack(self, values: dict[str, Tensor], transformed: bool = True) -> Tensor:
+        """Latents (K, [plates], n, *event) to u, (K, n, D); without ``transformed`` only their layout is changed."""
+        parts = []
+        for site in self.sites:
+            value = values[site.name]
+            parts.append(self.pack_one(site, site.transform.inv(value) if transformed else value))
+        return torch.cat(parts, -1)
+
+    def pack_one(self, site: SiteCoordinates, value: Tensor) -> Tensor:
+        """One site's unconstrained value (K, [plates], n, *event) to its part of u, (K, n, d)."""
+        value = value.movedim(1 + len(self._plates(site)), 1)
+        return value.reshape(*value.shape[:2], -1)
+
+    def _plates(self, site: SiteCoordinates) -> tuple[int, ...]:
+        """The plates' sizes as they stand in a value: under a particle plate every site has all dims, as ones where it has no plate."""
+        missing = self.pair.nesting - 1 - len(site.inner) if self.pair.in_plate else 0
+        return (1,) * missing + site.inner
+
+    def log_density(self, x: Batch, u: Tensor) -> Tensor:
+        """log p(x, z(u)) + log |dz/du|, (K, n, D) -> (K, n), in the dtype of u."""
+        values, log_det = self.unpack(u)
+        return sum(self.pair.score(x, values).values()).to(u.dtype) + log_det  # type: ignore[union-attr]
+
+    def gradient(self, x: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``log_density`` and its gradient by u, (K, n) and (K, n, D)."""
+        with measuring(self.pair.model), torch.enable_grad(), pyro.validation_enabled(False):
+            u = u.detach().requires_grad_(True)
+            density = self.log_density(x, u)
+            (gradient,) = torch.autograd.grad(density.sum(), u)
+        return density.detach(), gradient
+
+
+def _refuse_moving_support(name: str, support: Any) -> None:
+    for bound in vars(support).values() if hasattr(support, "__dict__") else ():
+        if isinstance(bound, Tensor) and bound.numel() > 1 and not bool((bound == bound.flatten()[0]).all()):
+            raise FamilyError(
+                f"the support of the latent site '{name}' changes from datum to datum or draw to draw",
+                where=f"site '{name}', {support}",
+                mend="declare the site on a fixed support and transform it afterwards",
+            )
+
+
+def without_leading_ones(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """(1, 1, 3, 1) -> (3, 1)."""
+    while sizes and sizes[0] == 1:
+        sizes = sizes[1:]
+    return sizes
