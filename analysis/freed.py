@@ -72,8 +72,8 @@ class Freed:
     families: dict[str, Family]
     tables: dict[str, Tensor]
 
-    def bound(self, pair: Pair, x: Batch, tables: dict[str, Tensor], num_draws: int) -> Tensor:
-        """The ELBO of each datum by reparameterised draws, (n,)."""
+    def log_weights(self, pair: Pair, x: Batch, tables: dict[str, Tensor], num_draws: int) -> Tensor:
+        """log p - log q at reparameterised draws, (num_draws, n); the mean over the draws is the ELBO of each datum."""
         values, log_q = {}, torch.zeros(())
         for site, family in self.families.items():
             q = family.distribution(tables[site])
@@ -82,7 +82,7 @@ class Freed:
             ones = [1] * (pair.nesting - 1) if pair.in_plate else []
             values[site] = value.reshape(num_draws, *ones, *value.shape[1:])
         log_p = sum(pair.score(x, values).values())
-        return (log_p - log_q).mean(0)
+        return log_p - log_q
 
 
 def start_of(pair: Pair, x: Batch, family: str, seed: int) -> Normals | Freed:

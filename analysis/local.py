@@ -134,9 +134,10 @@ class FreedSite:
 
     def row(self, distribution: Any) -> Tensor:
         """The unconstrained parameters of a distribution of this kind, (N, P)."""
-        parts = [
-            transform.inv(self._full(distribution, name)).flatten(1) for name, transform in zip(self.names, self.transforms, strict=True)
-        ]
+        parts = []
+        for name, transform in zip(self.names, self.transforms, strict=True):
+            free = transform.inv(self._full(distribution, name))
+            parts.append(free.reshape(len(free), -1))
         return torch.cat(parts, 1)
 
     def distribution(self, parameters: Tensor) -> Any:

@@ -56,11 +56,11 @@ def step(m: Tensor, scale_tril: Tensor, structure: Tensor, e: Tensor, gradient: 
     return m + torch.einsum("nij,nj->ni", scale_tril, g), scale_tril + scale_tril @ shape
 
 
-def bound(m: Tensor, scale_tril: Tensor, e: Tensor, log_density: Tensor) -> Tensor:
-    """The ELBO of each datum from whitened draws and log p at them, (K, n) -> (n,), float64."""
+def log_weights(m: Tensor, scale_tril: Tensor, e: Tensor, log_density: Tensor) -> Tensor:
+    """log p - log q at whitened draws, from log p at them, (K, n), float64; the mean over K is the ELBO of each datum."""
     log_q = -0.5 * e.double().square().sum(-1) - scale_tril.double().diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_q = log_q - 0.5 * m.shape[-1] * math.log(2 * math.pi)
-    return (log_density.double() - log_q).mean(0)
+    return log_density.double() - log_q
 
 
 def _shrink(norm: Tensor, largest: float) -> Tensor:

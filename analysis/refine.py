@@ -1,12 +1,14 @@
 """A local posterior for each datum: the guide's family, or another, with its parameters freed and optimised for these data.
 
 The rule that ends it, per datum: after 40, 80, 160, ... steps the ELBO is compared, on 128 common draws, with that of half as many
-steps; a datum whose gain is below the tolerance stops, and keeps the best of what it was compared at. With a rate that falls as
-1 / step what remains to be gained is about the last gain, which is reported.
+steps; a datum whose gain is below the tolerance stops. It keeps its last state, unless that is worse than an earlier one by more than
+four standard errors of the paired difference. With a rate that falls as 1 / step what remains to be gained is about the last gain,
+which is reported.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +25,6 @@ from ppvae.analysis.local import LocalPosterior, LocalUnconstrained
 from ppvae.batches import Batch, take
 from ppvae.data import Data
 from ppvae.errors import FamilyError
-from ppvae.families import DiagonalNormal, FullRankNormal
 from ppvae.modules import Program
 from ppvae.programs import Pair, measuring
 
@@ -96,7 +97,7 @@ def refine(
         num_particles: Fresh draws per datum for the reported ELBO.
         num_draws: Draws per step and datum.
         max_steps: Steps at most.
-        tolerance: A datum stops when doubling its steps gained less than this, nats.
+        tolerance: A datum stops when doubling its steps gained less than this, nats; 0 takes all of ``max_steps``.
         seed: Rules every draw.
 
     Raises:
@@ -143,25 +144,26 @@ class Schedule:
 
         Args:
             advance: Take the steps from one number to another for some rows.
-            value: Their ELBO on the common draws, (n,).
+            value: Their log weights at the common draws, (draws, n), float64; the mean is the ELBO.
             keep: Remember how they stand as the best so far.
             put_back: Go back to that.
         """
         active = torch.arange(self.num_data)
-        best = value(active)
+        before = value(active)
         keep(active)
         reached, target = 0, min(FIRST_CHECK // 2, self.max_steps)
         while len(active):
             advance(active, reached, target)
             now = value(active)
-            gained = now - best[active]
-            gained = torch.where(gained.isfinite(), gained, -torch.inf)
-            better = gained > 0
-            best[active[better]] = now[better]
+            difference = now - before[:, active]
+            gained = difference.mean(0)
+            gained = torch.where(gained.isnan(), -torch.inf, gained)
+            noise_of_gain = (difference.std(0) / math.sqrt(len(now))).nan_to_num(0.0)
+            better = gained > -4 * noise_of_gain  # the later state has averaged more noise: only a clear loss brings the earlier back
+            before[:, active[better]] = now[:, better]
             keep(active[better])
             self.steps[active], self.gain[active] = target, gained.clamp(min=0)
-            first = target < FIRST_CHECK
-            going = gained >= self.tolerance if not first else torch.ones_like(better)
+            going = (gained >= self.tolerance) | (target < FIRST_CHECK) | (self.tolerance <= 0)
             active = active[going] if target < self.max_steps else active[:0]
             reached, target = target, min(2 * target, self.max_steps)
         put_back(torch.arange(self.num_data))
@@ -182,13 +184,13 @@ def _fit_normals(start: Normals, pair: Pair, x: Batch, schedule: Schedule) -> Lo
                 m[rows], scale_tril[rows] = natural.step(m[rows], scale_tril[rows], structure, e, gradient, natural.rate_at(t))
 
     def value(active: Tensor) -> Tensor:
-        found = torch.empty(len(active), dtype=torch.float64)
+        found = torch.empty(COMMON_DRAWS, len(active), dtype=torch.float64)
         for place, rows in zip(torch.arange(len(active)).split(32), active.split(32), strict=True):
             e = natural.antithetic(COMMON_DRAWS, len(rows), coordinates.dim, m, noise.generator(schedule.seed, "common"))
             with measuring(pair.model):
                 density = coordinates.log_density(take(x, rows.to(pair.device)), natural.placed(m[rows], scale_tril[rows], e))
-            found[place] = natural.bound(m[rows], scale_tril[rows], e, density).cpu()
-        return torch.where(found.isnan(), -torch.inf, found)
+            found[:, place] = natural.log_weights(m[rows], scale_tril[rows], e, density).cpu()
+        return found
 
     def keep(rows: Tensor) -> None:
         best_m[rows], best_tril[rows] = m[rows], scale_tril[rows]
@@ -219,9 +221,8 @@ def _fit_freed(start: Freed, pair: Pair, x: Batch, schedule: Schedule) -> LocalP
         for rows in active.split(32):
             with noise.seeded(schedule.seed, "common", device=pair.device), measuring(pair.model):
                 now = {site: table[rows] for site, table in tables.items()}
-                parts.append(start.bound(pair, take(x, rows.to(pair.device)), now, COMMON_DRAWS).double().cpu())
-        found = torch.cat(parts)
-        return torch.where(found.isnan(), -torch.inf, found)
+                parts.append(start.log_weights(pair, take(x, rows.to(pair.device)), now, COMMON_DRAWS).cpu())
+        return torch.cat(parts, 1)
 
     def keep(rows: Tensor) -> None:
         for site, table in tables.items():
@@ -247,9 +248,9 @@ def _adam_step(
 ) -> None:
     now = {site: table[rows].detach().requires_grad_(True) for site, table in tables.items()}
     with measuring(pair.model), torch.enable_grad():
-        loss = -start.bound(pair, x, now, num_draws).sum()
+        loss = -start.log_weights(pair, x, now, num_draws).mean(0).sum()
         gradients = torch.autograd.grad(loss, list(now.values()))
-    rate = 0.03 * natural.rate_at(t) / natural.FIRST_RATE
+    rate = 0.1 * natural.rate_at(t) / natural.FIRST_RATE
     for (site, value), gradient in zip(now.items(), gradients, strict=True):
         first, second = moments[site]
         first[rows] = 0.9 * first[rows] + 0.1 * gradient
@@ -257,6 +258,3 @@ def _adam_step(
         move = first[rows] / (1 - 0.9 ** (t + 1)) / ((second[rows] / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8)
         sound = torch.isfinite(move).all(-1, keepdim=True)
         tables[site][rows] = value.detach() - rate * torch.where(sound, move, 0.0)
-
-
-__all__ = ["DiagonalNormal", "FullRankNormal", "Refinement", "refine"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppvae.errors import RunError
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no hash of the state
 KEEP = 2
 
 
@@ -85,7 +85,8 @@ def save(folder: Path, name: str, tensors: Mapping[str, Tensor], state: Any) -> 
     packed = _pack(state, everything, "state")
     payload = safetensors.torch.save(everything)
     write_atomically(folder / f"{name}.safetensors", payload)
-    record = {"schema": SCHEMA, "size": len(payload), "sha256": hashlib.sha256(payload).hexdigest(), "state": packed}
+    digests = {"sha256": hashlib.sha256(payload).hexdigest(), "state_sha256": _digest(packed)}
+    record = {"schema": SCHEMA, "size": len(payload), **digests, "state": packed}
     write_json(folder / f"{name}.json", record)
 
 
@@ -105,6 +106,8 @@ def load(folder: Path, name: str) -> tuple[dict[str, Tensor], Any]:
     found = hashlib.sha256(payload).hexdigest()
     if len(payload) != size or found != expected:
         raise RunError(f"{path} is damaged: sha256 {found[:12]}..., expected {str(expected)[:12]}...")
+    if record.get("state_sha256", None if record.get("schema") == SCHEMA else _digest(packed)) != _digest(packed):
+        raise RunError(f"{folder / name}.json is damaged: its state does not have the SHA-256 that it was written with")
     try:
         everything = safetensors.torch.load(payload)
     except safetensors.SafetensorError as error:
@@ -143,8 +146,13 @@ def prune(folder: Path, keep: int = KEEP) -> None:
         (folder / f"{name}.safetensors").unlink(missing_ok=True)
 
 
+def _digest(packed: Any) -> str:
+    return hashlib.sha256(json.dumps(packed).encode()).hexdigest()
+
+
 def _pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     if isinstance(value, Tensor):
+        path = f"{path}#{len(tensors)}"  # two paths may read alike: keys "a/b" and "a" then "b", 0 and "0"
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"tensor": path}
     if isinstance(value, Mapping):

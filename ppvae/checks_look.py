@@ -38,13 +38,15 @@ class Kept:
     parameters: dict[str, nn.Parameter | None]
     buffers: dict[str, Tensor | None]
     values: dict[str, Tensor]
+    used: bool  # a PyroModule that has run cannot be put under a new parent
 
     @classmethod
     def of(cls, module: nn.Module) -> Kept:
         """A module's own mode, parameters (themselves) and buffers (themselves, and copies of their values)."""
         buffers = dict(module._buffers)
         values = {name: buffer.detach().clone() for name, buffer in buffers.items() if buffer is not None}
-        return cls(module, module.training, dict(module._parameters), buffers, values)
+        used = getattr(module.__dict__.get("_pyro_context"), "used", False)
+        return cls(module, module.training, dict(module._parameters), buffers, values, used)
 
     def put_back(self) -> None:
         """Make the module what it was."""
@@ -56,6 +58,8 @@ class Kept:
             buffer = self.buffers[name]
             if buffer is not None and not torch.equal(buffer, value):
                 buffer.data.copy_(value)
+        if "_pyro_context" in self.module.__dict__:
+            self.module.__dict__["_pyro_context"].used = self.used
 
 
 @contextlib.contextmanager
@@ -94,7 +98,8 @@ class Statement:
     side: str
     name: str
     init: Any
-    stored: Tensor | None
+    stored: Tensor | None  # unconstrained
+    shape: torch.Size  # of the constrained value
     place: str
 
 
@@ -110,7 +115,7 @@ class Statements(Messenger):
         init = msg["args"][1] if len(msg["args"]) > 1 else None
         stored = getattr(msg["value"], "unconstrained", lambda: None)()
         place = place_of(*innermost_user(stack_of(sys._getframe(1))))
-        self.found.append(Statement(self.side, normalize_param_name(msg["name"]), init, stored, place))
+        self.found.append(Statement(self.side, normalize_param_name(msg["name"]), init, stored, msg["value"].shape, place))
 
 
 @dataclass
@@ -187,3 +192,8 @@ def place_of(frame: types.FrameType | None, line: int) -> str:
         return ""
     source = linecache.getline(frame.f_code.co_filename, line).strip()
     return f"{frame.f_code.co_filename}:{line}" + (f": {source}" if source else "")
+
+
+def for_rows(guide: Program, rows: Tensor) -> Program:
+    """A local posterior belongs to its data row by row; any other guide is the same for all rows."""
+    return guide.rows(rows) if hasattr(guide, "rows") else guide

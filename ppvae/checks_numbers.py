@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-import pyro
 import torch
 from pyro.infer import Trace_ELBO
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppvae import noise
-from ppvae.batches import Batch, each, num_data, take, tensors
-from ppvae.checks_look import Kept, Statement, Statements, attempt, looking
+from ppvae.batches import Batch, num_data, take, tensors
+from ppvae.checks_look import Attempt, Kept, Statement, Statements, attempt, for_rows, looking
 from ppvae.checks_report import Finding
-from ppvae.checks_sites import failure_finding
+from ppvae.checks_sites import failure_finding, raised_finding
 from ppvae.errors import PpvaeError
 from ppvae.modules import Program, modules_of
-from ppvae.programs import Pair, measuring, observed_sites, trace
+from ppvae.programs import Pair
 from ppvae.support import RELAXED, check_support, unvalidated
 
 ROWS = 1024  # rows a call where all data are looked at
@@ -56,30 +56,26 @@ def finite_findings(x: Batch) -> list[Finding]:
 
 def finite_rows(x: Batch) -> Tensor:
     """Numbers of the rows in which all is finite."""
-    good = [torch.isfinite(part).reshape(len(part), -1).all(1) for part in tensors(x).values()]
+    good = [torch.isfinite(part).reshape(len(part), -1).all(1).cpu() for part in tensors(x).values()]
     return torch.stack(good).all(0).nonzero()[:, 0]
 
 
-def data_findings(model: Program, guide: Program, x: Batch, rows: Tensor) -> list[Finding]:
+def data_findings(model: Program, guide: Program, x: Batch) -> list[Finding]:
     """Data outside the support of an observed site, over all rows, a block at a time."""
     relaxed: set[str] = set()
-    for block in noise.blocks(len(rows), ROWS):
-        numbers = rows[block]
-        part = take(x, numbers)
+    for block in noise.blocks(num_data(x), ROWS):
+        rows = torch.arange(block.start, block.stop)
+        part = take(x, rows)
         with looking(model, guide, x=x, purpose=f"data/{block.start}"):
-            q = attempt("guide", guide.rows(numbers) if hasattr(guide, "rows") else guide, part)
-            if q.error is not None:
-                return _not_found_before(failure_finding(q))
-            with pyro.validation_enabled(True):
-                try:
-                    found = trace(model, part, q.values)
-                except Exception:  # the same run, kept as an attempt, tells where
-                    return _not_found_before(failure_finding(attempt("model", model, part, q.values)))
-            lenient = frozenset(name for name in observed_sites(found) if unvalidated(found.nodes[name]))
+            q = attempt("guide", for_rows(guide, rows), part)
+            p = attempt("model", model, part, q.values)
+            for run in (q, p):
+                failed = failure_finding(run)
+                if failed is not None:
+                    return [failed]
         try:
-            # Row numbers in the message are those of x only where no row was left out.
-            if check_support(found, lenient=lenient, first_row=int(numbers[0]), num_data=len(numbers)):
-                relaxed |= lenient
+            lenient = frozenset(name for name, site in p.sites.items() if site["is_observed"] and unvalidated(site))
+            relaxed |= _outside(p, lenient, block)
         except PpvaeError as error:
             return [Finding.of(error)]
     return [
@@ -93,8 +89,15 @@ def data_findings(model: Program, guide: Program, x: Batch, rows: Tensor) -> lis
     ]
 
 
-def _not_found_before(finding: Finding | None) -> list[Finding]:
-    return [finding] if finding is not None else []
+def _outside(run: Attempt, lenient: frozenset[str], block: slice) -> set[str]:
+    """The lenient sites whose data lie outside their support."""
+    found = set()
+    for name, site in run.sites.items():
+        alone = Trace()
+        alone.add_node(name, **site)
+        if check_support(alone, lenient=lenient, first_row=block.start, num_data=run.n):
+            found.add(name)
+    return found
 
 
 def dependence_findings(pair: Pair, x: Batch, rows: Tensor) -> list[Finding]:
@@ -113,7 +116,8 @@ def dependence_findings(pair: Pair, x: Batch, rows: Tensor) -> list[Finding]:
         swapped = torch.where(kept, torch.arange(n), torch.arange(n) - (n + 1) // 2)
         other = _densities(pair, x, rows[swapped], _taken(pair, values, swapped))
     found = []
-    tolerance = 1e-4 if torch.get_default_dtype() == torch.float32 else 1e-8
+    kinds = [part.dtype for part in tensors(x).values() if part.is_floating_point()] or [torch.get_default_dtype()]
+    tolerance = 1e-8 if set(kinds) == {torch.float64} else 1e-4  # relative: a batched product rounds otherwise in another batch
     for (side, name), density in base.items():
         where = f"site '{name}' of the {side}"
         if _moved(again[side, name], density, tolerance).any():
@@ -151,9 +155,9 @@ def _moved(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
 def _densities(pair: Pair, x: Batch, rows: Tensor, values: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
     """Log density by side and site, (n,)."""
     part = take(x, rows)
-    log_q = pair.score_guide(part, rows, values)
-    found = {("guide", name): density[0] for name, density in log_q.items()}
-    return found | {("model", name): density[0] for name, density in pair.score(part, values).items()}
+    log_q = pair.guide_score(part, rows, values)
+    found = {("guide", name): density[0].cpu() for name, density in log_q.items()}
+    return found | {("model", name): density[0].cpu() for name, density in pair.score(part, values).items()}
 
 
 def _taken(pair: Pair, values: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
@@ -163,8 +167,8 @@ def _taken(pair: Pair, values: dict[str, Tensor], rows: Tensor) -> dict[str, Ten
 def particle_finding(pair: Pair) -> Finding:
     """Which of the two ways particles take."""
     if pair.in_plate:
-        return Finding("note", "particles are a plate of their own", "the networks take leading dimensions")
-    return Finding("note", "particles are repeated batches, because the networks refuse leading dimensions", "slower, and nothing to mend")
+        return Finding("note", "particles are a plate of their own")
+    return Finding("note", "particles are repeated batches, because the networks refuse leading dimensions")
 
 
 def gradient_findings(model: Program, guide: Program, x: Batch) -> list[Finding]:
@@ -175,14 +179,13 @@ def gradient_findings(model: Program, guide: Program, x: Batch) -> list[Finding]
             with statements:
                 loss = Trace_ELBO().differentiable_loss(model, guide, x)
         except Exception as error:  # the objective meets what the programs' own runs did not
-            line = (str(error).splitlines() or [""])[0]
-            return [Finding("warning", f"the gradient of Trace_ELBO cannot be taken: {type(error).__name__}: {line}", "the pair")]
+            mend = "train by an objective that takes the pair, and look at the gradients there"
+            return [raised_finding("warning", "Trace_ELBO raised", error, "the pair", mend)]
         held = _parameters(model, guide, statements.found)
         asking = {name: tensor for name, tensor in held.items() if tensor.requires_grad}
+        gradients: Sequence[Tensor | None] = (None,) * len(asking)
         if isinstance(loss, Tensor) and loss.requires_grad and asking:
             gradients = torch.autograd.grad(loss, list(asking.values()), allow_unused=True)
-        else:
-            gradients = (None,) * len(asking)
     unreached = [name for name, gradient in zip(asking, gradients, strict=True) if gradient is None]
     frozen = [name for name in held if name not in asking]
     found = []
@@ -237,17 +240,28 @@ def name_clash_findings(statements: Iterable[Statement], before: dict[str, Tenso
     found = []
     if within:
         places = dict.fromkeys(f"{one.side}, {one.place}" if one.place else one.side for one in next(iter(within.values())))
-        problem = f"one store name stands for two tensors: {listed(list(within))}; pyro.infer.SVI trains the first and leaves the other, silently"
+        problem = (
+            f"one store name stands for two tensors: {listed(list(within))}; pyro.infer.SVI trains the first and leaves the other, silently"
+        )
         mend = "give the submodules of model and guide (or the pyro.param, pyro.module statements) names of their own"
         found.append(Finding("error", problem, " | ".join(list(places)[:2]), mend))
     if stale:
         problem = f"the param store holds other tensors under names of this pair: {listed(list(stale))}"
         group = next(iter(stale.values()))
-        found.append(Finding("error", problem, f"{group[0].side}{', ' * bool(group[0].place)}{group[0].place}", "pyro.clear_param_store() before this pair, or train it by ppvae.fit"))
+        found.append(
+            Finding(
+                "error",
+                problem,
+                f"{group[0].side}{', ' * bool(group[0].place)}{group[0].place}",
+                "pyro.clear_param_store() before this pair, or train it by ppvae.fit",
+            )
+        )
     taken = [name for name in _taken_over(kept) if name not in within and name not in stale]
     if taken:
         problem = f"a PyroParam was replaced by another tensor of its store name: {listed(taken)}"
-        found.append(Finding("error", problem, "the pair", "pyro.clear_param_store() before this pair, and names of their own in model and guide"))
+        found.append(
+            Finding("error", problem, "the pair", "pyro.clear_param_store() before this pair, and names of their own in model and guide")
+        )
     return found
 
 
@@ -265,7 +279,7 @@ def _two_values(group: list[Statement]) -> bool:
 
 def _stale(group: list[Statement], held: Tensor) -> bool:
     init = group[0].init
-    return init is not held if isinstance(init, torch.nn.Parameter) else init.shape != group[0].stored_shape
+    return init is not held if isinstance(init, torch.nn.Parameter) else init.shape != group[0].shape
 
 
 def _taken_over(kept: Iterable[Kept]) -> list[str]:

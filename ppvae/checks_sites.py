@@ -10,7 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from ppvae.checks_look import Attempt, innermost_user, place_of, traceback_of
-from ppvae.checks_report import Finding
+from ppvae.checks_report import Finding, Severity
 from ppvae.errors import PpvaeError
 from ppvae.programs import is_deterministic
 from ppvae.support import unwrapped
@@ -31,15 +31,18 @@ def fits(batch: Shape, plates: list[int]) -> bool:
     return all(size in (1, plate) for size, plate in zip(batch, plates[len(plates) - len(batch) :], strict=True))
 
 
-def shape_finding(side: str, name: str, fn: Any, frames: Any, n: int, observed: bool) -> Finding | None:
+def shape_finding(side: str, name: str, site: Any, n: int) -> Finding | None:
     """A site whose batch shape its plates do not explain: the number of dims that belong to the event, computed."""
-    batch, event, plates = tuple(fn.batch_shape), tuple(fn.event_shape), plate_shape(frames, n)
-    missing = next((k for k in range(len(batch) + 1) if fits(batch[: len(batch) - k], plates)), 0)
+    fn = site["fn"]
+    batch, event, plates = tuple(fn.batch_shape), tuple(fn.event_shape), plate_shape(site["cond_indep_stack"], n)
+    missing = next(k for k in range(len(batch) + 1) if fits(batch[: len(batch) - k], plates))
     if not missing:
         return None
     where = f"site '{name}' of the {side}"
     problem = f"site '{name}' has batch shape {batch} and event shape {event}, needed batch shape {tuple(plates)}"
-    if observed and missing == len(batch) and len(batch) > 1:
+    if sorted(batch) == sorted(plates):
+        return Finding("error", problem, where, "bring the dims into the order of the plates, the data last")
+    if site["is_observed"] and missing == len(batch) and len(batch + event) == site["value"].dim():
         return Finding("error", problem, where, f"let the network return {n} rows for {n} data, here it returned {batch[0]}")
     already = getattr(fn, "reinterpreted_batch_ndims", 0)
     return Finding("error", problem, where, f"end it with .to_event({already + missing})")
@@ -52,9 +55,9 @@ def plate_finding(side: str, name: str, site: Any, n: int) -> Finding | None:
     frame = next((f for f in frames if f.dim == -1), None)
     line = f"with pyro.plate('data', len(x), dim=-1): pyro.sample('{name}', ...)"
     if frame is None:
-        loop = next((f for f in frames if f.dim is None), None)
+        loop = loop_of(site)
         if loop is not None:
-            return Finding("error", f"site '{name}' lies in the sequential plate '{loop.name}', needed a vectorised one", where, line)
+            return Finding("error", f"site '{name}' lies in the sequential plate '{loop}', needed a vectorised one", where, line)
         return _outside(name, site, n, where, line)
     if frame.size == n:
         return None
@@ -62,8 +65,14 @@ def plate_finding(side: str, name: str, site: Any, n: int) -> Finding | None:
     if other is not None:
         problem = f"site '{name}': the plate '{other.name}' of the {n} data is at dim {other.dim}, needed dim -1"
         return Finding("error", problem, where, f"pyro.plate('{other.name}', len(x), dim=-1), and '{frame.name}' at dim {other.dim}")
-    problem = f"site '{name}': the plate '{frame.name}' has size {frame.size}, and the batch has {n} data"
+    problem = f"site '{name}': the plate '{frame.name}' has size {frame.size}, needed {n}, the length of the batch"
     return Finding("error", problem, where, f"pyro.plate('{frame.name}', len(x), dim=-1): the batch is chosen outside")
+
+
+def loop_of(site: Any) -> str | None:
+    """The sequential plate that holds a site in place of a data plate."""
+    frames = site["cond_indep_stack"]
+    return None if any(f.dim == -1 for f in frames) else next((f.name for f in frames if f.dim is None), None)
 
 
 def _outside(name: str, site: Any, n: int, where: str, line: str) -> Finding | None:
@@ -93,6 +102,7 @@ def event_finding(side: str, name: str, first: Any, second: Any, sizes: tuple[in
 def site_findings(first: Attempt, second: Attempt) -> list[Finding]:
     """Shapes and plates of every site of one program, run on two batches of different sizes so that no size coincides by chance."""
     found: dict[str, Finding] = {}
+    loops: set[str | None] = set()  # a sequential plate has a site for each datum: the first tells of all
     for name, site in first.sites.items():
         other = second.sites.get(name)
         if other is not None and isinstance(site["fn"], TorchDistributionMixin):
@@ -101,9 +111,16 @@ def site_findings(first: Attempt, second: Attempt) -> list[Finding]:
                 found[name] = finding
     for run in (first, second):
         for name, site in run.sites.items():
-            finding = None if name in found or _coincidence(name, first, second) else _site_finding(run, name, site)
+            if name in found or _coincidence(name, first, second) or loop_of(site) in loops:
+                continue
+            finding = _site_finding(run, name, site)
             if finding is not None:
                 found[name] = finding
+                loops |= {loop_of(site)} - {None}
+        refused = _refused(run.error)
+        finding = failure_finding(run) if refused is not None and refused["name"] not in found else None
+        if refused is not None and finding is not None:
+            found[refused["name"]] = finding
     return list(found.values())
 
 
@@ -111,7 +128,7 @@ def _site_finding(run: Attempt, name: str, site: Any) -> Finding | None:
     finding = plate_finding(run.side, name, site, run.n)
     if finding is not None or is_deterministic(site) or not any(frame.dim == -1 for frame in site["cond_indep_stack"]):
         return finding
-    return shape_finding(run.side, name, site["fn"], site["cond_indep_stack"], run.n, site["is_observed"])
+    return shape_finding(run.side, name, site, run.n)
 
 
 def _coincidence(name: str, first: Attempt, second: Attempt) -> bool:
@@ -130,21 +147,33 @@ def failure_finding(run: Attempt) -> Finding | None:
     if msg is not None:
         frames = msg["cond_indep_stack"]
         finding = plate_finding(run.side, msg["name"], msg, run.n) if any(frame.dim == -1 for frame in frames) else None
-        finding = finding or shape_finding(run.side, msg["name"], msg["fn"], frames, run.n, msg["is_observed"])
+        finding = finding or shape_finding(run.side, msg["name"], msg, run.n)
         if finding is not None:
             return finding
-    place = place_of(*innermost_user(iter(traceback_of(run.error)))) or f"the {run.side}"
-    if isinstance(run.error, PpvaeError):
-        told = Finding.of(run.error)
-        return Finding("error", f"the {run.side} raised {told.problem}", place, told.mend)
-    line = (str(run.error).splitlines() or [""])[0].strip()
-    problem = f"the {run.side} raised {type(run.error).__name__}: {line}"
-    return Finding("error", problem, place, f"make {run.side}(x) run on a batch of {run.n} data, x as {run.side}'s only argument")
+    mend = f"make {run.side}(x) run on a batch of {run.n} data, x as {run.side}'s only argument"
+    return raised_finding("error", f"the {run.side} raised", run.error, f"the {run.side}", mend)
 
 
-def _refused(error: Exception) -> Any:
+def raised_finding(severity: Severity, what: str, raised: Exception, where: str, mend: str) -> Finding:
+    """An exception by its type, the first line of its message and the user's own line; never a traceback."""
+    place = place_of(*innermost_user(iter(traceback_of(raised)))) or where
+    error = _as_raised(raised)
+    if isinstance(error, PpvaeError):
+        return Finding(severity, f"{what} {type(error).__name__}: {error.problem}", place, "; or ".join(error.mend))
+    line = (str(error).splitlines() or [""])[0].strip()
+    return Finding(severity, f"{what} {type(error).__name__}: {line}", place, mend)
+
+
+def _as_raised(error: BaseException) -> BaseException:
+    """The error before Pyro's trace raised it again with the shapes of its sites."""
+    while type(error.__cause__) is type(error) and str(error).startswith(str(error.__cause__)):
+        error = error.__cause__
+    return error
+
+
+def _refused(error: Exception | None) -> Any:
     """The message of the site that Pyro could not broadcast to its plates, found in the traceback; None for another error."""
-    for frame, _ in traceback_of(error):
+    for frame, _ in traceback_of(error) if error is not None else ():
         if frame.f_globals.get("__name__") == "pyro.poutine.broadcast_messenger" and "msg" in frame.f_locals:
             return frame.f_locals["msg"]
     return None
@@ -152,6 +181,8 @@ def _refused(error: Exception) -> Any:
 
 def name_findings(model: Attempt, guide: Attempt) -> list[Finding]:
     """A guide that misses a latent of the model, or draws one too many."""
+    if any(loop_of(site) for run in (model, guide) for site in run.sites.values()):
+        return []  # a site for each datum: the names follow the loop, and that is told
     latents = [name for name, site in model.sites.items() if not site["is_observed"]]
     drawn = [name for name, site in guide.sites.items() if not (site["is_observed"] or site["infer"].get("is_auxiliary"))]
     missing = [name for name in latents if name not in guide.sites] if guide.error is None else []

@@ -68,7 +68,7 @@ def _of_gradient(svi: SVI, x: Batch, rows: Tensor) -> str:
     for i in range(len(rows)):
         one = take(x, slice(i, i + 1))
         try:
-            svi.loss_and_grads(svi.model, svi.guide, one)
+            svi.loss_and_grads(svi._model, svi._guide, one)  # as the step takes it
         except (DivergedError, ValueError, RuntimeError):
             continue  # a network may refuse a batch of one; the datum then stays unnamed
         bad = any(p.grad is not None and not torch.isfinite(p.grad).all() for p in svi.leaves)

@@ -33,9 +33,9 @@ def evaluate(pair: Pair, x: Batch, seed: int) -> Evaluation:
     particles = min(64, max(1, math.ceil(5000 / n)))
     elbo, rate, distortion = (torch.zeros(n, dtype=torch.float64) for _ in range(3))
     for terms in pair.stream(x, num_particles=particles, seed=seed):
-        share = terms.log_weights.shape[0] / particles
+        share = (terms.particles.stop - terms.particles.start) / particles
         elbo[terms.rows] += terms.log_weights.mean(0).cpu() * share
-        rate[terms.rows] += terms.rate.mean(0).cpu() * share
+        rate[terms.rows] += torch.as_tensor(terms.rate, dtype=torch.float64).mean(0).cpu() * share  # 0 where no latent is per datum
         distortion[terms.rows] += terms.distortion.mean(0).cpu() * share
     variance = unit_variances(pair, x, seed)
     return Evaluation(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -106,6 +108,8 @@ def fit(
     objective = objective if objective is not None else Trace_ELBO()
     optimizer = optimizer if optimizer is not None else functools.partial(torch.optim.Adam, lr=1e-3)
     _check_arguments(epochs, batch_size, patience, validation, objective, optimizer, scheduler, compile)
+    optimizer = _unused(optimizer) if isinstance(optimizer, PyroOptim) else optimizer
+    objective = copy.copy(objective)  # it notes its plates in itself, and the next run must find it as it was
     total_steps = epochs * math.ceil(len(data) / batch_size)
     beta, likelihood_weight = (w.resolved(total_steps) if isinstance(w, Linear) else w for w in (beta, likelihood_weight))
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -137,7 +141,6 @@ def fit(
         stack.enter_context(noise.forked(device))
         stack.enter_context(pyro.validation_enabled(False))  # our own check before every update costs less and names the datum
         store = stack.enter_context(pyro.get_param_store().scope())
-        torch.manual_seed(noise.derived_seed(seed, "init"))  # parameters that pyro.param draws on their first call
         run = Run(Stored(model, store), Stored(guide, store), folder=folder, config=config)
         training = Training(
             svi=SVI(model, guide, optimizer, objective, beta, likelihood_weight, clip_norm, compile),
@@ -208,7 +211,8 @@ def _begin(training: Training, folder: Path | None, config: Mapping[str, Any], s
     template = each(take(training.data.x, slice(0, 2)), lambda part: part.to(training.device))
     saved = None
     if folder is not None:
-        here = fingerprint(training.model, training.guide, template)
+        with pyro.get_param_store().scope():  # parameters are born of the run's seed, folder or not, and not of this look
+            here = fingerprint(training.model, training.guide, template)
         sound = checkpoint.newest(folder / "checkpoints") if holds_a_run(folder) else None
         if sound is not None:
             name, tensors, state, damaged = sound
@@ -217,11 +221,10 @@ def _begin(training: Training, folder: Path | None, config: Mapping[str, Any], s
             compare_fingerprints(checkpoint.read_json(folder / PROGRAM)["fingerprint"], here, folder)
             create_missing(tensors, state["constraints"], training.device)
             saved = (tensors, state)
-        else:
-            programs = describe_programs(training.model, training.guide, source) | {"fingerprint": here}
-            write_description(folder, programs, config, training.data.x)
     training.begin(saved)
     if folder is not None and saved is None:
+        programs = describe_programs(training.model, training.guide, source) | {"fingerprint": here}
+        write_description(folder, programs, config, training.data.x)
         training.save()  # the folder can be written, and step 0 can be gone back to
 
 
@@ -231,6 +234,7 @@ def _refuse_folder(folder: Path, resume: bool, config: Mapping[str, Any]) -> Non
     if not resume:
         raise RunError(f"{folder} already holds a run", mend=["resume=True goes on from its newest checkpoint", "choose another folder"])
     before = checkpoint.read_json(folder / CONFIG)
+    config = json.loads(json.dumps(config))  # a tuple is a list there
     unequal = [f"{k}: the run has {before.get(k)!r}, here {v!r}" for k, v in config.items() if k not in MAY_CHANGE and before.get(k) != v]
     if unequal:
         raise RunError(
@@ -258,6 +262,13 @@ def _say_header(training: Training) -> None:
         say(f"objective {_text(svi.objective)}  particles take {way}  measure {training.pair.measure}")
 
 
+def _unused(optimizer: PyroOptim) -> PyroOptim:
+    """A pyro.optim optimizer of the same arguments that has seen no parameter: those of another run are in another store."""
+    own = copy.copy(optimizer)
+    own.optim_objs, own.grad_clip, own._state_waiting_to_be_consumed = {}, {}, {}
+    return own
+
+
 def _describe(data: Data) -> str:
     about = data.describe()
     return f"{about['name']}/{about['split']} {about['num_data']:,} x {tuple(about['event_shape'])} ({about['binarize']})"
@@ -270,10 +281,13 @@ def _text(value: Any) -> Any:
     if isinstance(value, Linear):
         return str(value)
     if isinstance(value, functools.partial):
-        keywords = ", ".join(f"{k}={v!r}" for k, v in sorted(value.keywords.items()))
+        keywords = ", ".join(f"{k}={_text(v) if callable(v) else repr(v)}" for k, v in sorted(value.keywords.items()))
         return f"{_text(value.func)}({keywords})"
     if hasattr(value, "pt_optim_constructor"):
-        return f"pyro.optim.{value.pt_optim_constructor.__name__}({value.pt_optim_args})"
+        arguments = value.pt_optim_args if isinstance(value.pt_optim_args, dict) else _text(value.pt_optim_args)
+        optimizer = f"pyro.optim.{value.pt_optim_constructor.__name__}({arguments})"
+        scheduler = getattr(value, "pt_scheduler_constructor", None)
+        return f"pyro.optim.{scheduler.__name__}({optimizer}, {value.kwargs})" if scheduler is not None else optimizer
     name = getattr(value, "__qualname__", None) or type(value).__qualname__
     numbers = {k: v for k, v in sorted(getattr(value, "__dict__", {}).items()) if isinstance(v, int | float | bool)}
     return f"{name}({', '.join(f'{k}={v}' for k, v in numbers.items())})" if numbers else name

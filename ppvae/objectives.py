@@ -12,10 +12,13 @@ from typing import Any
 
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import effectful
+from torch import Tensor
 
 from ppvae.errors import ObjectiveError
 from ppvae.modules import Program
 
+ANCHOR = "_ppvae_anchor"
 Weight = float | Callable[[int], float]
 
 # Held to the beta-ELBO and its gradient in the tests. In these every log density enters the loss linearly, times its site's scale.
@@ -106,21 +109,32 @@ class Scales(Messenger):
 
 
 class Scaled:
-    """A program run under ``Scales``; still the same program to whoever looks for its modules."""
+    """A program run under ``Scales``; still the same program to whoever looks for its modules.
 
-    def __init__(self, program: Program, scales: Scales) -> None:
+    With an ``anchor`` its trace holds one parameter site at least: Pyro's ELBOs take no gradient of a pair that has none, and so
+    would leave modules that no ``pyro.module`` names untrained, silently.
+    """
+
+    def __init__(self, program: Program, scales: Scales, anchor: Tensor | None = None) -> None:
         self.__wrapped__ = program
-        self.scales = scales
+        self.scales, self.anchor = scales, anchor
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
         with self.scales:
+            if self.anchor is not None:
+                effectful(lambda: self.anchor, type="param")(name=ANCHOR)
             return self.__wrapped__(*args, **kwargs)
 
 
 def is_linear(objective: Any) -> bool:
     """Whether scaling sites gives the weighted objective itself: Pyro's own ELBOs, not their Jit forms, not importance-weighted ones."""
     return type(objective) in LINEAR
+
+
+def is_jit(objective: Any) -> bool:
+    """Whether it is one of Pyro's Jit ELBOs, which trace a program once."""
+    return type(objective).__name__.startswith("Jit")
 
 
 def refuse_weights(objective: Any, what: str) -> None:
@@ -132,7 +146,7 @@ def refuse_weights(objective: Any, what: str) -> None:
     name = type(objective).__name__
     if is_linear(objective):
         return
-    if name.startswith("Jit"):
+    if is_jit(objective):
         reason = "a Jit ELBO traces the weight once and keeps its first value for ever, silently"
     elif isinstance(objective, ELBO):
         reason = "it is not linear in the log densities (or not known to be), so that scaled sites are another objective"

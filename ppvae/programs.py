@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.batches import Batch, device_of, num_data, repeat, take
-from ppvae.errors import DivergedError, ProgramError, ShapeError
+from ppvae.errors import DivergedError, PpvaeError, ProgramError, ShapeError
 from ppvae.modules import Program, eval_mode
 from ppvae.support import RELAXED, check_support, measure_of, unvalidated
 
@@ -145,8 +145,8 @@ class Pair:
         rows = take(x, looked_at)
         with noise.seeded(seed, "globals", device=self.device), measuring(model, guide):
             with pyro.validation_enabled(True):  # so that an author's own validate_args=False stands out
-                found_q = trace(_for_rows(guide, looked_at), rows)
-                found_p = trace(model, rows, {name: site["value"] for name, site in sample_sites(found_q).items()})
+                found_q = _tried("guide", _for_rows(guide, looked_at), rows, {})
+                found_p = _tried("model", model, rows, {name: site["value"] for name, site in sample_sites(found_q).items()})
             self._read(found_p, found_q, len(looked_at))
             self.in_plate = self._takes_a_particle_plate(rows, looked_at)
 
@@ -356,7 +356,7 @@ class Pair:
         return values, {name: torch.cat([q[name] for _, q in drawn], dim=1) for name in drawn[0][1]}
 
     def _refuse_nan(self, terms: Terms, first_row: int) -> None:
-        for side, densities in (("model", terms.log_p), ("guide", terms.log_q)):
+        for side, densities in (("guide", terms.log_q), ("model", terms.log_p)):
             for name, density in densities.items():
                 bad = torch.isnan(density) | (density == torch.inf)
                 if bad.any():
@@ -421,6 +421,20 @@ def log_weights(
     for terms in pair.stream(data, num_particles=num_particles, seed=seed, blocks_at_once=blocks_at_once):
         found[terms.particles, terms.rows] = terms.log_weights.cpu()
     return found
+
+
+def _tried(side: str, program: Program, rows: Batch, values: Values) -> Trace:
+    """Run a program of the user's for the first time: what it raises is told as what it is."""
+    try:
+        return trace(program, rows, values)
+    except PpvaeError:
+        raise
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise ProgramError(
+            f"the {side} fails on two rows of the data: {type(error).__name__}: {first_line}",
+            mend="ppvae.check(model, guide, x) tells which part of the contract it breaks",
+        ) from error
 
 
 def _for_rows(guide: Program, rows: Tensor | slice) -> Program:

@@ -90,18 +90,22 @@ def locked(folder: Path) -> Iterator[None]:
         LockedError: Another process holds it, named by host and pid.
         RunError: The folder cannot be made.
     """
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    holder = folder / ".lock-holder"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        with lock:
-            (folder / ".lock-holder").write_text(f"process {os.getpid()} on {socket.gethostname()}")
-            yield
+        lock.acquire()
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except filelock.Timeout as error:
-        holder = folder / ".lock-holder"
         name = holder.read_text() if holder.exists() else "another process"
         raise LockedError(f"{folder} is held by {name}", mend="wait for it, or train into another folder") from error
-    except PermissionError as error:
+    except OSError as error:
+        lock.release()
         raise RunError(f"{folder} cannot be written: {error.strerror}", mend="choose another folder with out=") from error
+    try:  # what goes wrong inside is not about the lock
+        yield
+    finally:
+        lock.release()
 
 
 def holds_a_run(folder: Path) -> bool:

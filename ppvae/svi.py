@@ -8,7 +8,7 @@ from typing import Any
 import pyro.infer
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.util import torch_item, zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ppvae.errors import DivergedError, ObjectiveError, ProgramError
 from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program
-from ppvae.objectives import Scaled, Scales, Weight, refuse_model_enumeration, refuse_weights, weight_at
+from ppvae.objectives import ANCHOR, Scaled, Scales, Weight, is_jit, refuse_model_enumeration, refuse_weights, weight_at
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -108,7 +108,9 @@ class SVI(pyro.infer.SVI):
         self.leaves: list[Tensor] = []
         self._looked = False
         self._scales = Scales()
-        self._model, self._guide = Scaled(model, self._scales), Scaled(guide, self._scales)
+        anchored = isinstance(adapted, OneOptimizer) and isinstance(self.objective, ELBO) and not is_jit(self.objective)
+        self._model = Scaled(model, self._scales)
+        self._guide = Scaled(guide, self._scales, torch.zeros((), requires_grad=True) if anchored else None)
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Take one optimizer step on a batch and return the loss before it.
@@ -123,6 +125,8 @@ class SVI(pyro.infer.SVI):
         self._scales.latent = weight_at(self.beta, self.steps_taken)
         self._scales.observed = weight_at(self.likelihood_weight, self.steps_taken)
         self._scales.data = data
+        if not self._looked and isinstance(self.objective, TraceEnum_ELBO) and self._weighted:
+            self.prepare_leaves(*args, **kwargs)  # refuses with the reason what Pyro would stop at without one
         with poutine.trace(param_only=True) as capture:
             loss = self.loss_and_grads(self._model, self._guide, *args, **kwargs)
         traced = _traced(capture)
@@ -134,7 +138,11 @@ class SVI(pyro.infer.SVI):
         loss = type(loss)(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss) / divisor
         self._check_and_clip(loss, params, divisor)
         self.optim(params)
-        zero_grads(params)
+        if isinstance(self.optim, OneOptimizer):
+            for param in params:  # a parameter that the next step does not touch is then left alone, as by an optimizer of its own
+                param.grad = None
+        else:
+            zero_grads(params)
         self.steps_taken += 1
         return loss  # type: ignore[return-value]
 
@@ -164,12 +172,16 @@ class SVI(pyro.infer.SVI):
             loss = self.loss(self._model, self._guide, *args, **kwargs)
         return type(loss)(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)  # type: ignore[return-value]
 
+    @property
+    def _weighted(self) -> bool:
+        return any(callable(weight) or weight_at(weight, 0) != 1 for weight in (self.beta, self.likelihood_weight))
+
     def _look_at_leaves(self, traced: dict[int, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find every leaf of the loss, also those that no ``pyro.param`` names: modules that a plain function closes over, and the
         second of two modules under one store key, which ``pyro.infer.SVI`` leaves untrained."""
         self._looked = True
         leaves, unmatched, drawn = leaves_of_pair(self._model, self._guide, args, kwargs)
-        if self._scales.latent != 1 or self._scales.observed != 1 or callable(self.beta) or callable(self.likelihood_weight):
+        if self._weighted:
             refuse_model_enumeration(self.objective, unmatched, drawn)
         self.leaves = leaves
         if isinstance(self.optim, OneOptimizer):
@@ -203,7 +215,7 @@ class SVI(pyro.infer.SVI):
 
 def _traced(capture: Any) -> dict[int, Tensor]:
     """The unconstrained parameters that a run of the programs named, by identity."""
-    params = (site["value"].unconstrained() for site in capture.trace.nodes.values())
+    params = (site["value"].unconstrained() for name, site in capture.trace.nodes.items() if name != ANCHOR)
     return {id(p): p for p in params}
 
 

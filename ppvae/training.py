@@ -16,6 +16,10 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import TraceEnum_ELBO
+from pyro.optim import PyroOptim
+from pyro.optim.optim import _load_state_dict
+from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
 from ppvae import checkpoint, noise
@@ -24,7 +28,7 @@ from ppvae.data import Data
 from ppvae.diagnose import diagnose
 from ppvae.errors import DivergedError
 from ppvae.evaluation import evaluate
-from ppvae.modules import Program
+from ppvae.modules import Program, eval_mode, modules_of
 from ppvae.objectives import Weight, weight_at
 from ppvae.programs import Pair
 from ppvae.progress import Progress
@@ -86,12 +90,13 @@ class Training:
 
     def begin(self, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
         """Build the optimizer over the leaves of the first batch; with a checkpoint, go on from it."""
-        self._seed_step()
+        torch.manual_seed(noise.derived_seed(self.seed, "init"))  # parameters that pyro.param draws are born here
         first = self._batch(0, 0)
         if saved is None:
             self.svi.prepare(first)
         else:
             self._go_on_from(first, *saved)
+        self._guess_nesting(first)
         if self.scheduler is not None and isinstance(self.svi.optim, OneOptimizer) and self.torch_scheduler is None:
             self.torch_scheduler = self.scheduler(self.svi.optim.torch_optimizer)  # type: ignore[arg-type]
         self._saved_at = time.monotonic()
@@ -119,10 +124,19 @@ class Training:
             self.position.stopped = "finished"
         self.save()
 
+    def _guess_nesting(self, first: Batch) -> None:
+        """Let Pyro find its plates now: it does so in the first call by draws of its own, and the first step here may be any."""
+        objective = self.svi.objective
+        guesses = getattr(objective, "vectorize_particles", False) or isinstance(objective, TraceEnum_ELBO)
+        if guesses and getattr(objective, "max_plate_nesting", 0) == math.inf:
+            with noise.forked(self.device), eval_mode(self.model, self.guide):
+                self.svi.evaluate_loss(first)
+
     def _step(self, batch: int) -> None:
         rows = self._rows(self.position.epoch, batch)
         x = self._batch(self.position.epoch, batch)
         n, total = len(rows), len(self.data)
+        buffers = [(buffer, buffer.clone()) for buffer in self._buffers()]
         self._seed_step()
         try:
             if self.has_globals:  # data terms stand for the whole set, the global ones for themselves; both per datum
@@ -132,6 +146,8 @@ class Training:
         except DivergedError as error:
             self._seed_step()
             found = diagnose(self.svi, x, rows)
+            for buffer, before in buffers:  # running statistics took the bad batch in before the loss was seen
+                buffer.copy_(before)
             self.position.stopped = "diverged"
             self.save()
             kept = f"; the last good state is in {self.run.folder}" if self.run.folder else "; the programs hold the last good state"
@@ -143,6 +159,10 @@ class Training:
         self.position.batch = batch + 1
         self.position.loss_sum += loss * n
         self.position.norm_sum += self.svi.gradient_norm
+
+    def _buffers(self) -> list[Tensor]:
+        modules = [module for program in (self.model, self.guide) for module in modules_of(program).values()]
+        return list({id(buffer): buffer for module in modules for buffer in module.buffers()}.values())
 
     def _seed_step(self) -> None:
         torch.manual_seed(noise.derived_seed(self.seed, "step", self.svi.steps_taken))
@@ -209,7 +229,7 @@ class Training:
         losses = []
         for rows in noise.blocks(len(self.validation), self.batch_size):
             x = each(take(self.validation.x, rows), lambda part: part.to(self.device))
-            with noise.seeded(self.seed, "evaluate", rows.start, device=self.device):
+            with noise.seeded(self.seed, "evaluate", rows.start, device=self.device), eval_mode(self.model, self.guide):
                 losses.append(plain.evaluate_loss(x))
         return losses
 
@@ -222,8 +242,11 @@ class Training:
         if self.best is None or row["validation_elbo"] > self.best["value"]:
             tensors = snapshot(named_tensors(self.model, self.guide, self.svi.leaves))
             self.best = {"epoch": row["epoch"], "value": row["validation_elbo"], "tensors": tensors}
-        elif self.patience is not None and row["epoch"] - self.best["epoch"] >= self.patience:
+        elif self._out_of_patience():
             self.position.stopped = "patience"
+
+    def _out_of_patience(self) -> bool:
+        return self.patience is not None and self.best is not None and self.position.epoch - self.best["epoch"] >= self.patience
 
     def _weights_stand_still(self) -> bool:
         last = self.epochs * self.steps_per_epoch - 1
@@ -249,6 +272,7 @@ class Training:
             "optimizer": _optimizer_state(optim),
             "scheduler": self._scheduler_state(),
             "best": self.best,
+            "with_gradient": [name for name, t in live.items() if t.grad is not None],
             "constraints": store_constraints(),
             "stopped": self.position.stopped,
             "history": json.dumps(self.position.history),
@@ -277,17 +301,28 @@ class Training:
                 self.torch_scheduler = self.scheduler(optim.torch_optimizer)  # type: ignore[arg-type]
                 self.torch_scheduler.load_state_dict(state["scheduler"])
             optim.torch_optimizer.load_state_dict(state["optimizer"])  # type: ignore[union-attr]
+            _mark_stepped(optim.torch_optimizer, state["steps_taken"])
         else:
-            optim.set_state(state["optimizer"])
+            _go_on_with(optim, state["optimizer"], state["steps_taken"])
+            for name in state.get("with_gradient", []):  # Pyro leaves zeros behind a step, and Adam moves by them where None is skipped
+                live[name].grad = torch.zeros_like(live[name])
         self.svi.steps_taken = state["steps_taken"]
         self.position = Position(**{**state["position"], "history": json.loads(state["history"]), "stopped": "running"})
         self.run.history = self.position.history
         self.best = state["best"]
+        if state["stopped"] == "patience" and self._out_of_patience():
+            self.position.stopped = "patience"
 
     def use_best(self) -> None:
         """Give the programs the parameters of the best epoch."""
         if self.best is not None:
-            restore(named_tensors(self.model, self.guide, self.svi.leaves), self.best["tensors"])
+            live = named_tensors(self.model, self.guide, self.svi.leaves)
+            store = pyro.get_param_store()
+            for name in list(store):
+                key = f"param.{normalize_param_name(name)}"
+                if key in live and key not in self.best["tensors"]:  # born after the best epoch: there it had the value it is born with
+                    del store[name], live[key]
+            restore(live, self.best["tensors"])
             self.run.best_epoch = self.best["epoch"]
 
 
@@ -295,6 +330,23 @@ def _optimizer_state(optim: Any) -> Any:
     if not isinstance(optim, OneOptimizer):
         return optim.get_state()
     return optim.torch_optimizer.state_dict() if optim.torch_optimizer is not None else {}
+
+
+def _go_on_with(optim: PyroOptim, states: dict[str, Any], steps_taken: int) -> None:
+    """Give a pyro.optim optimizer its state back at once. ``set_state`` would hold it until each parameter's next step, and a save or
+    a scheduler's step before that would lose it."""
+    store = pyro.get_param_store()
+    for name, state in states.items():
+        param = store[name].unconstrained()
+        own = optim.optim_objs[param] = optim._get_optim(param)
+        optim.grad_clip[param] = optim._get_grad_clip(param)
+        _load_state_dict(own, state)
+        _mark_stepped(getattr(own, "optimizer", own), steps_taken)
+
+
+def _mark_stepped(optimizer: Any, steps_taken: int) -> None:
+    """Schedulers warn where they step before their optimizer has; on going on, it has."""
+    optimizer._opt_called = steps_taken > 0
 
 
 def still(weight: Weight, step: int, last: int) -> bool:

@@ -10,18 +10,9 @@ from torch import nn
 
 from ppvae import guides, models, simulate
 from ppvae.errors import ProgramError, ShapeError
+from ppvae.families import FullRankNormal
 
 K = 4000
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    pyro.clear_param_store()
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
-    pyro.clear_param_store()
 
 
 class Exact(nn.Module):
@@ -29,7 +20,7 @@ class Exact(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.family = model, guides.FullRankNormal(nn.Identity(), 2).family
+        self.model, self.family = model, FullRankNormal(2)
 
     def forward(self, x):
         posterior = self.model.posterior(x)
@@ -249,6 +240,30 @@ def test_reconstruction_refuses_a_distribution_without_a_mean():
         "  where: site 'x': Cauchy over Real()\n"
         "  mend:  draw from it: simulate.sample(...), or simulate.decode(...).sample()"
     )
+
+
+class Local:
+    """A local posterior: one sharp location a datum."""
+
+    def __init__(self, loc):
+        self.loc, self.num_data = loc, len(loc)
+
+    def rows(self, rows):
+        return Local(self.loc[rows])
+
+    def repeated(self, times):
+        return Local(self.loc.repeat(times, 1))
+
+    def __call__(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc, 1e-9).to_event(1))
+
+
+def test_reconstruction_takes_a_local_posterior(pair):
+    model, _, x = pair
+    loc = torch.randn(5, 2)
+    found = simulate.reconstruct(model, Local(loc), x, num_particles=3)
+    torch.testing.assert_close(found, (loc @ model.weight.mT + model.bias).detach(), rtol=0, atol=1e-7)
 
 
 def test_reconstruction_needs_a_particle(pair):

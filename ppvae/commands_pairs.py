@@ -1,0 +1,113 @@
+"""The programs that the command line knows by name, and how a user's are called: one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ppvae import cli, factory, guides, models, noise
+from ppvae.batches import take
+from ppvae.cli import UsageError, chosen
+from ppvae.data import Data
+from ppvae.errors import DataError, ShapeError
+from ppvae.nn import MLP, ConvDecoder, ConvEncoder
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+    "leaky-relu": nn.LeakyReLU,
+}
+# Family -> the guide's class and how many numbers its encoder gives for Z latents.
+GUIDES: dict[str, tuple[Any, Callable[[int], int]]] = {
+    "diagonal": (guides.DiagonalNormal, lambda z: 2 * z),
+    "full-rank": (guides.FullRankNormal, lambda z: z + z * (z + 1) // 2),
+}
+LIKELIHOODS: dict[str, Any] = {"bernoulli": models.Bernoulli, "normal": models.Normal}
+
+
+def mlp(data: Data, options: cli.Pair) -> tuple[Any, Any]:
+    """Perceptrons on both sides; the decoder's hidden layers are the encoder's in reverse."""
+    guide, outputs = GUIDES[chosen("guide", options.guide, list(GUIDES))]
+    activation = _activation(options)
+    width, z = _width(data, "mlp"), options.latent_dim
+    decoder = MLP(z, list(reversed(options.hidden)), width, activation)
+    encoder = MLP(width, list(options.hidden), outputs(z), activation)
+    return _likelihood(data, options)(decoder, latent_dim=z), guide(encoder, latent_dim=z)
+
+
+def conv(data: Data, options: cli.Pair) -> tuple[Any, Any]:
+    """Convolutions on both sides, for small square images."""
+    guide, outputs = GUIDES[chosen("guide", options.guide, list(GUIDES))]
+    activation = _activation(options)
+    width, z = _width(data, "conv"), options.latent_dim
+    side, channels = math.isqrt(width), options.hidden[0] if options.hidden else 32
+    if side * side != width or side % 4:
+        raise ShapeError(
+            f"the program conv needs square images with a side that is a multiple of 4, got {width} numbers a row",
+            where=data.name,
+            mend=["--program mlp", "--program file.py:function"],
+        )
+    decoder = ConvDecoder(z, side, channels, activation)
+    encoder = ConvEncoder(side, outputs(z), channels, activation)
+    return _likelihood(data, options)(decoder, latent_dim=z), guide(encoder, latent_dim=z)
+
+
+BUILDERS: dict[str, Callable[[Data, cli.Pair], tuple[Any, Any]]] = {"mlp": mlp, "conv": conv}
+
+
+def pair(data: Data, options: cli.Pair) -> tuple[Any, Any, dict[str, str] | None]:
+    """The model, the guide, and where a user's file lies: None for a program of the table."""
+    with noise.seeded(options.seed, "programs"):
+        if ":" in options.program:
+            path, _, name = options.program.rpartition(":")
+            return factory.build(f"{Path(path).expanduser().resolve()}:{name}", take(data.x, slice(0, 2)))
+        if options.program.endswith(".py"):
+            raise UsageError(f"'{options.program}' names a file, and no function in it", mend=f"--program {options.program}:function")
+        model, guide = BUILDERS[_known(options.program)](data, options)
+        return model, guide, None
+
+
+def _known(program: str) -> str:
+    try:
+        return chosen("program", program, list(BUILDERS))
+    except UsageError as error:
+        raise UsageError(error.problem, mend=[*error.mend, "file.py:function, which returns (model, guide)"]) from None
+
+
+def _activation(options: cli.Pair) -> type[nn.Module]:
+    return ACTIVATIONS[chosen("activation", options.activation, list(ACTIVATIONS))]
+
+
+def _width(data: Data, program: str) -> int:
+    shape = data.event_shape
+    if not isinstance(shape, tuple) or len(shape) != 1 or not isinstance(shape[0], int):
+        raise ShapeError(
+            f"the program {program} needs rows that are vectors, got event shape {shape}",
+            where=data.name,
+            mend=["leave out --no-flatten", "--program file.py:function"],
+        )
+    return shape[0]
+
+
+def _likelihood(data: Data, options: cli.Pair) -> Any:
+    """As named; else what the data are: Bernoulli for 0 and 1, Normal for real values."""
+    if options.likelihood is not None:
+        return LIKELIHOODS[chosen("likelihood", options.likelihood, list(LIKELIHOODS))]
+    if data.measure == "Lebesgue":
+        return models.Normal
+    if data.binarize != "none" or bool(((data.x == 0) | (data.x == 1)).all()):
+        return models.Bernoulli
+    raise DataError(
+        f"the data are whole numbers up to {float(torch.as_tensor(data.x).max()):g}, and no likelihood was named",
+        where=data.name,
+        mend=["--binarize threshold, for images", "--likelihood normal", "--program file.py:function, with a likelihood of counts"],
+    )
