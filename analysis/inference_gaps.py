@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppvae import noise
-from ppvae.analysis.estimate import Estimate, Provenance, as_lists, batch_of, label, mean_of, provenance
+from ppvae.analysis.estimate import Estimate, Provenance, as_lists, batch_of, label, mean_of
 from ppvae.analysis.local import LocalPosterior, LocalUnconstrained
 from ppvae.analysis.log_likelihood import LogLikelihood, log_likelihood
 from ppvae.analysis.refine import refine
@@ -25,6 +25,7 @@ from ppvae.modules import Program
 from ppvae.programs import Pair
 
 LARGEST_FULL_RANK = 200  # latent dimensions up to which the reference's proposal has a full covariance
+REFERENCE_K_HAT = 0.7
 REFERENCES = ("auto", "exact", "importance")
 
 
@@ -66,7 +67,9 @@ class InferenceGaps:
     def __str__(self) -> str:
         gaps = ", ".join(f"{name} gap {self.mean(name)}" for name in ("inference", "approximation", "amortization"))
         first = next(iter(self.refined))
-        return f"{gaps} nats (N={len(self.elbo)}, family {first}; log p(x) by {self.reference}; {label(self.source)})"
+        share = 100 * (self.reference_k_hat > REFERENCE_K_HAT).double().mean()
+        doubt = f", k-hat above {REFERENCE_K_HAT} at {share:.1f} %" if self.reference.startswith("importance") else ""
+        return f"{gaps} nats (N={len(self.elbo)}, family {first}; log p(x) by {self.reference}{doubt}; {label(self.source)})"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -195,6 +198,3 @@ def _latent_dim(found: dict[str, Any]) -> int:
     local = next(iter(found.values())).guide
     families = local.families.values() if isinstance(local, LocalPosterior) else [local.family]
     return sum(family.latent_dim for family in families)
-
-
-__all__ = ["InferenceGaps", "inference_gaps", "provenance"]

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ppvae.analysis.estimate import Estimate
 from ppvae.analysis.inference_gaps import InferenceGaps
-from ppvae.errors import PpvaeError
+from ppvae.errors import DataError, PpvaeError
 
 WIDTH = 3.4  # inches, one column
 # Okabe, Ito (2008), Color universal design.
@@ -95,7 +95,9 @@ def reconstructions(x: Any, reconstructed: Any, image_shape: tuple[int, int] | N
         starts = range(0, len(x), columns)
         bands = [_band(part[start : start + columns], shape, columns) for start in starts for part in (x, reconstructed)]
         gap = np.full((2 * GUTTER, bands[0].shape[1]), np.nan)  # between a pair and the next
-        figure, axes = _image_figure([part for i in range(0, len(bands), 2) for part in (bands[i], bands[i + 1], gap)], limits)
+        figure, axes = _image_figure(
+            [part for i in range(0, len(bands), 2) for part in (bands[i], bands[i + 1], gap)][:-1], limits, beside=0.5
+        )
         height = len(bands[0])
         middles = [(i // 2) * (2 * height + len(gap)) + (i % 2) * height + (height - GUTTER) / 2 for i in range(len(bands))]
         axes.set_yticks(middles, ["x", "E[x | z]"] * len(starts))
@@ -110,6 +112,9 @@ def image_grid(images: Any, image_shape: tuple[int, int] | None = None, columns:
         images: (N, *event).
         image_shape: Height and width; by default that of the event. Where rows are no images, they are the rows of one heat map.
         columns: Images a row.
+
+    Raises:
+        DataError: Rows have another number of values than such an image.
     """
     images = _array(images)
     shape = image_shape or _shape_of(images)
@@ -202,7 +207,7 @@ def _lines(x: Array, reconstructed: Array) -> Figure:
     for axes, values, made in zip(panels, x, reconstructed, strict=True):
         axes.plot(values, color=BLACK, linewidth=0.8, label="x")
         axes.plot(made, color=VERMILION, linewidth=1.0, linestyle="--", label="E[x | z]")
-        axes.yaxis.set_major_locator(MaxNLocator(2))
+        axes.yaxis.set_major_locator(MaxNLocator(2, steps=[1, 5, 10]))
     panels[-1].set_xlabel("dimension of x")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
@@ -233,10 +238,11 @@ def _band(images: Array, shape: tuple[int, int], columns: int) -> Array:
     return band
 
 
-def _image_figure(bands: list[Array], limits: tuple[float, float]) -> tuple[Figure, Axes]:
+def _image_figure(bands: list[Array], limits: tuple[float, float], beside: float = 0.0) -> tuple[Figure, Axes]:
+    """Bands of images below each other; ``beside`` inches are left for labels."""
     mosaic = np.concatenate(bands)
     height, width = mosaic.shape
-    figure = Figure(figsize=(WIDTH, WIDTH * height / width), layout="constrained")
+    figure = Figure(figsize=(WIDTH, (WIDTH - beside) * height / width + 0.05), layout="constrained")
     axes = figure.subplots()
     shown = axes.imshow(mosaic, cmap=matplotlib.colormaps["gray"].with_extremes(bad="white"), vmin=limits[0], vmax=limits[1])
     axes.set_xticks([])
@@ -260,7 +266,7 @@ def _shape_of(x: Array) -> tuple[int, int] | None:
 def _check_pixels(x: Array, shape: tuple[int, int]) -> None:
     size = math.prod(x.shape[1:])
     if size != math.prod(shape):
-        raise PpvaeError(f"images of {shape[0]} x {shape[1]} need {math.prod(shape)} numbers a row, got {size}", where="image_shape")
+        raise DataError(f"images of {shape[0]} x {shape[1]} need {math.prod(shape)} numbers a row, got {size}", where="image_shape")
 
 
 def _column(history: Sequence[Mapping[str, Any]], name: str) -> Array:

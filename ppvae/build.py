@@ -29,7 +29,8 @@ def recorded(cls: C) -> C:
         bound = signature.bind(self, *args, **kwargs)
         construct(self, *args, **kwargs)
         if type(self) is cls:  # a subclass has arguments of its own
-            arguments = dict(list(bound.arguments.items())[1:])
+            given = list(bound.arguments.items())[1:]
+            arguments = {name: list(value) if isinstance(value, list) else value for name, value in given}  # a list may change later
             object.__setattr__(self, "_constructed_with", arguments)
 
     cls.__init__ = __init__  # type: ignore[misc]

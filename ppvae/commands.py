@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ from matplotlib.figure import Figure
 import ppvae
 from ppvae import analysis, checkpoint, cli, commands_pairs, objectives, simulate
 from ppvae.analysis import plots
-from ppvae.cli import chosen, say
+from ppvae.cli import UsageError, chosen, say
 from ppvae.data import Data, Splits
-from ppvae.errors import DataError, RunError
+from ppvae.errors import DataError, MissingFileError, RunError
 from ppvae.run import CONFIG, PROGRAM, Run, holds_a_run, template_of
 
 COMMAND = "command.json"  # the arguments of `ppvae train`, in its run folder
@@ -37,9 +38,14 @@ def check(options: cli.Check) -> int:
 
 def train(options: cli.Train) -> int:
     """``ppvae train``."""
-    with _threads(options.threads):
-        run = _train(options)
-    print(f"{run.folder}: {run.stopped} after {len(run.history)} epochs; next: ppvae evaluate {run.folder}")
+    try:
+        with _threads(options.threads):
+            run = _train(options)
+    except KeyboardInterrupt:
+        say("the same command with --resume goes on from the newest checkpoint")
+        raise
+    print(run)
+    print(f"next: ppvae evaluate {run.folder}")
     return 0
 
 
@@ -67,18 +73,21 @@ def gaps(options: cli.Gaps) -> int:
 
 def sample(options: cli.Sample) -> int:
     """``ppvae sample``."""
-    run = ppvae.load(options.run)
+    run = _loaded(options.run)
     values = simulate.sample(run.model, options.num_data, template=template_of(options.run), mean=options.mean, seed=options.seed)
     out = options.out or options.run / "samples.npz"
+    out = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]
     print(f"{out}: " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in values.items()))
     sites = checkpoint.read_json(options.run / PROGRAM)["fingerprint"]["sites"]
     observed = [name.removeprefix("model.") for name, (kind, *_) in sites.items() if name.startswith("model.") and kind == "observed"]
+    shape = options.image_shape or _image_shape(options.run)
+    form = "images" if shape else "a heat map, for rows that are no images (--image-shape H W says that they are)"
     for name in observed:
-        figure = plots.samples(values[name], options.image_shape or _image_shape(options.run), columns=options.columns)
+        figure = plots.samples(values[name], shape, columns=options.columns)
         path = out.with_suffix(".png") if len(observed) == 1 else out.with_name(f"{out.stem}-{name}.png")
-        print(f"{plots.save(figure, path)}: site '{name}', {'E[x | z]' if options.mean else 'draws'}")
+        print(f"{plots.save(figure, path)}: {'E[x | z]' if options.mean else 'draws'} at site '{name}' as {form}")
     return 0
 
 
@@ -128,6 +137,7 @@ def _train(options: cli.Train) -> Run:
         raise RunError(
             f"{folder} already holds a run", mend=["--resume goes on from its newest checkpoint", "--out FOLDER trains into another"]
         )
+    _check_device(options.device)
     data = _data_of(options)
     model, guide, source = commands_pairs.pair(data.train, options)
     if not holds_a_run(folder):  # a resumed run keeps the arguments of its start
@@ -154,6 +164,14 @@ def _train(options: cli.Train) -> Run:
     return run
 
 
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device="cpu" if name == "auto" else name)
+    except (RuntimeError, AssertionError) as error:  # torch's answers to an unknown name, and to CUDA where there is none
+        there = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise UsageError(f"there is no device '{name}'", mend=f"one of {', '.join(there)}") from error
+
+
 def _tell(run: Run, what: str, options: cli.Evaluate | cli.Gaps, result: Any) -> None:
     """Print a result's sentence and write it into the run folder."""
     print(result, flush=True)
@@ -173,18 +191,23 @@ def _data_of(options: cli.Pair) -> Splits:
 def _run_and_data(options: cli.Evaluate | cli.Gaps) -> tuple[Run, Data]:
     """A run and the rows to measure it on."""
     split = chosen("split", options.split, SPLITS)
-    run = ppvae.load(options.run)
+    run = _loaded(options.run)
     data = getattr(_recorded_data(options.run, options.data), split)
     return run, data[: options.num_data] if options.num_data is not None and options.num_data < len(data) else data
+
+
+def _loaded(folder: Path) -> Run:
+    if not folder.is_dir():
+        near = difflib.get_close_matches(folder.name, [path.name for path in folder.parent.glob("*/")], 1)
+        remedy = f"did you mean '{folder.with_name(near[0])}'?" if near else "`ppvae train --out FOLDER` makes one"
+        raise MissingFileError(f"there is no run folder {folder}", mend=remedy)
+    return ppvae.load(folder)
 
 
 def _recorded_data(folder: Path, override: str | None) -> Splits:
     """The data of a run, as ``command.json`` or else ``config.json`` tells; ``override`` replaces their name."""
     about = checkpoint.read_json(folder / CONFIG)["data"]
-    record = {"data": about["name"], "binarize": about["binarize"], "data_seed": about["seed"], "levels": None}
-    record["flatten"] = not isinstance(about["event_shape"], list) or len(about["event_shape"]) == 1
-    if (folder / COMMAND).exists():
-        record |= checkpoint.read_json(folder / COMMAND)
+    record = checkpoint.read_json(folder / COMMAND) if (folder / COMMAND).exists() else {"data": about["name"], "levels": None}
     name = override or record["data"]
     if override is None and name not in ppvae.data.names() and not Path(name).exists():
         raise DataError(
@@ -192,7 +215,13 @@ def _recorded_data(folder: Path, override: str | None) -> Splits:
             where=str(folder / CONFIG),
             mend=f"--data FILE, a .npy, .npz or IDX file, or --data NAME, one of {', '.join(ppvae.data.names())}",
         )
-    found = ppvae.data.load(name, binarize=record["binarize"], levels=record["levels"], seed=record["data_seed"], flatten=record["flatten"])
+    found = ppvae.data.load(
+        name,
+        binarize=about["binarize"],
+        levels=None if name in ppvae.data.names() else record["levels"],
+        seed=about["seed"],
+        flatten=not isinstance(about["event_shape"], list) or len(about["event_shape"]) == 1,
+    )
     if override is None and found.train.sha256 != about["sha256"]:
         raise DataError(
             f"'{name}' no longer holds the data that {folder} was trained on",

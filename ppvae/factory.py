@@ -28,7 +28,9 @@ def build(spec: str, x: Any) -> tuple[Any, Any, dict[str, str]]:
         MissingFileError: There is no such file.
         ProgramError: The file has no such name, or it does not make a pair.
     """
-    path_text, _, name = spec.rpartition(":")
+    path_text, colon, name = spec.rpartition(":")
+    if not colon:
+        path_text, name = spec, ""
     path = Path(path_text).expanduser()
     if not path.is_file():
         raise MissingFileError(f"there is no file {path}", where=f"program '{spec}'", mend="a program is given as file.py:function")
@@ -64,9 +66,10 @@ def _find(path: Path, name: str, spec: str) -> Any:
     found = getattr(module, name, None)
     if not callable(found):
         names = [n for n, value in vars(module).items() if callable(value) and getattr(value, "__module__", None) == module_name]
-        close = difflib.get_close_matches(name, names, 1)
+        close = difflib.get_close_matches(name, names, 1) or [n for n in names if n.lower() == name.lower()]
         hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(names) or 'none'}"
-        raise ProgramError(f"{path} has no function or class '{name}'", where=f"program '{spec}'", mend=hint)
+        problem = f"{path} has no function or class '{name}'" if name else f"which function or class of {path}?"
+        raise ProgramError(problem, where=f"program '{spec}'", mend=hint)
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 
 from ppvae import checkpoint, noise
@@ -37,7 +37,6 @@ from ppvae.run import (
     locked,
     write_description,
 )
-from ppvae.state import create_missing
 from ppvae.support import warn_relaxed
 from ppvae.svi import SVI, OptimizerFactory, check_compile, check_objective
 from ppvae.training import Training, rows_measured
@@ -219,7 +218,6 @@ def _begin(training: Training, folder: Path | None, config: Mapping[str, Any], s
             for problem in damaged:
                 warnings.warn(f"{problem}; going on from {name}", UnreliableWarning, stacklevel=3)
             compare_fingerprints(checkpoint.read_json(folder / PROGRAM)["fingerprint"], here, folder)
-            create_missing(tensors, state["constraints"], training.device)
             saved = (tensors, state)
     training.begin(saved)
     if folder is not None and saved is None:
@@ -288,6 +286,9 @@ def _text(value: Any) -> Any:
         optimizer = f"pyro.optim.{value.pt_optim_constructor.__name__}({arguments})"
         scheduler = getattr(value, "pt_scheduler_constructor", None)
         return f"pyro.optim.{scheduler.__name__}({optimizer}, {value.kwargs})" if scheduler is not None else optimizer
+    if isinstance(value, ELBO):
+        told = {"num_particles": value.num_particles, **({"alpha": value.alpha} if hasattr(value, "alpha") else {})}
+        return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in told.items())})"
     name = getattr(value, "__qualname__", None) or type(value).__qualname__
     numbers = {k: v for k, v in sorted(getattr(value, "__dict__", {}).items()) if isinstance(v, int | float | bool)}
     return f"{name}({', '.join(f'{k}={v}' for k, v in numbers.items())})" if numbers else name

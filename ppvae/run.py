@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ppvae import build, checkpoint, factory, noise
 from ppvae.batches import Batch, each, take, tensors
-from ppvae.errors import LockedError, RunError
+from ppvae.errors import LockedError, RunError, UnreliableWarning
 from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program, eval_mode
 from ppvae.programs import latent_sites, sample_sites, trace
@@ -56,7 +57,7 @@ class Run:
         history: One row an epoch: nats per datum.
         folder: The run folder, or None for a run in memory.
         best_epoch: Epoch whose parameters the programs now hold, where validation chose one; else None.
-        stopped: "finished", "patience" or "interrupted".
+        stopped: "finished", "patience", "stopped by callback", "diverged", or "running" where it was interrupted.
         config: The arguments of ``fit``, as far as JSON can say them.
     """
 
@@ -201,6 +202,8 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
         RunError: The folder holds no run, its programs differ from those handed in, or they must be handed in.
     """
     folder = Path(folder)
+    if state not in ("best", "last"):
+        raise RunError(f"state is 'best' or 'last', got {state!r}")
     if not holds_a_run(folder):
         raise RunError(f"{folder} holds no run", mend="ppvae.fit(..., out=folder) or `ppvae train --out FOLDER` makes one")
     programs = checkpoint.read_json(folder / PROGRAM)
@@ -212,7 +215,9 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
     sound = checkpoint.newest(folder / "checkpoints")
     if sound is None:
         raise RunError(f"{folder} holds no checkpoint yet", mend="fit(..., resume=True) starts it again")
-    _, saved, kept, _ = sound
+    name, saved, kept, damaged = sound
+    for problem in damaged:
+        warnings.warn(f"{problem}; {name} is loaded", UnreliableWarning, stacklevel=2)
     device = next((t.device for t in named_tensors(model, guide).values()), torch.device("cpu"))
     with pyro.get_param_store().scope() as store:
         here = fingerprint(model, guide, each(template, lambda part: part.to(device)))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pyro
+import pyro.distributions.constraints
 import torch
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from ppvae.errors import RunError
 from ppvae.modules import Program, modules_of
@@ -78,12 +81,28 @@ def restore(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
 
 
 def store_constraints() -> dict[str, dict[str, object]]:
-    """The constraints of the parameter store's entries, as records: class name and numbers."""
+    """The constraints of the parameter store's entries, as records: class name and attributes."""
     records: dict[str, dict[str, object]] = {}
     for name, constraint in pyro.get_param_store()._constraints.items():
-        numbers = {key: float(value) for key, value in vars(constraint).items() if isinstance(value, int | float)}
-        records[name] = {"class": type(constraint).__name__, "with": numbers}
+        records[name] = _record(constraint)
     return records
+
+
+def _record(constraint: Any) -> dict[str, object]:
+    numbers = {key: value for key, value in vars(constraint).items() if isinstance(value, int | float | Tensor)}
+    inner = {key: _record(value) for key, value in vars(constraint).items() if isinstance(value, Constraint)}
+    return {"class": type(constraint).__name__, "with": numbers | inner}
+
+
+def _constraint(record: Mapping[str, Any], name: str) -> Any:
+    cls = getattr(constraints, str(record["class"]), None) or getattr(pyro.distributions.constraints, str(record["class"]), None)
+    if cls is None:
+        raise RunError(f"the constraint {record['class']} of parameter '{name}' cannot be made again from its record")
+    if cls is type(constraints.real):
+        return constraints.real  # Pyro compares it by identity
+    made = cls.__new__(cls)  # its constructor may name its arguments otherwise, or take none
+    vars(made).update({key: _constraint(value, name) if isinstance(value, Mapping) else value for key, value in record["with"].items()})
+    return made
 
 
 def create_missing(saved: Mapping[str, Tensor], records: Mapping[str, Mapping[str, object]], device: torch.device) -> None:
@@ -97,11 +116,7 @@ def create_missing(saved: Mapping[str, Tensor], records: Mapping[str, Mapping[st
         key = f"param.{normalize_param_name(name)}"
         if name in store or key not in saved:
             continue
-        cls = getattr(constraints, str(record["class"]), None)
-        if cls is None:
-            raise RunError(f"the constraint {record['class']} of parameter '{name}' cannot be made again from its record")
-        constraint = constraints.real if str(record["class"]) == "_Real" else cls(**record["with"])  # type: ignore[arg-type]
-        store._constraints[name] = constraint
+        store._constraints[name] = _constraint(record, name)
         value = saved[key].clone().to(device).requires_grad_(True)
         store._params[name] = value
         store._param_to_name[value] = name

@@ -34,7 +34,7 @@ class OneOptimizer(PyroOptim):
         new = [p for p in params if id(p) not in self._known]
         self._known.update(map(id, new))
         if self.torch_optimizer is None:
-            self.torch_optimizer = self.factory(new)
+            self.torch_optimizer = self._built(new)
         elif new:
             self.torch_optimizer.add_param_group({"params": new})
         self.torch_optimizer.step()
@@ -44,9 +44,20 @@ class OneOptimizer(PyroOptim):
         for group in groups:
             self._known.update(map(id, group))
             if self.torch_optimizer is None:
-                self.torch_optimizer = self.factory(group)
+                self.torch_optimizer = self._built(group)
             else:
                 self.torch_optimizer.add_param_group({"params": group})
+
+    def _built(self, params: list[Tensor]) -> torch.optim.Optimizer:
+        if not params:
+            raise ObjectiveError(
+                "the loss depends on no parameter, so there is nothing to train",
+                mend="give model or guide parameters: torch modules, or pyro.param",
+            )
+        try:
+            return self.factory(params)
+        except (ValueError, TypeError) as error:
+            raise ObjectiveError(f"the optimizer cannot be built over the parameters: {error}") from error
 
     @property
     def groups(self) -> list[list[Tensor]]:

@@ -33,7 +33,7 @@ from ppvae.objectives import Weight, weight_at
 from ppvae.programs import Pair
 from ppvae.progress import Progress
 from ppvae.run import HISTORY, Run
-from ppvae.state import named_tensors, restore, snapshot, store_constraints
+from ppvae.state import create_missing, named_tensors, restore, snapshot, store_constraints
 from ppvae.svi import SVI, OneOptimizer
 
 
@@ -94,6 +94,7 @@ class Training:
         first = self._batch(0, 0)
         if saved is None:
             self.svi.prepare(first)
+            self._forget_gradients()
         else:
             self._go_on_from(first, *saved)
         self._guess_nesting(first)
@@ -123,6 +124,11 @@ class Training:
         if self.position.stopped == "running":
             self.position.stopped = "finished"
         self.save()
+
+    def _forget_gradients(self) -> None:
+        """What an earlier backward pass of the caller's left in the modules is none of this run's first step."""
+        for leaf in self.svi.leaves:
+            leaf.grad = None
 
     def _guess_nesting(self, first: Batch) -> None:
         """Let Pyro find its plates now: it does so in the first call by draws of its own, and the first step here may be any."""
@@ -291,6 +297,8 @@ class Training:
 
     def _go_on_from(self, first: Batch, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.svi.prepare_leaves(first)
+        self._forget_gradients()
+        create_missing(tensors, state["constraints"], self.device)  # after the programs: what they register is their own tensor
         live = named_tensors(self.model, self.guide, self.svi.leaves)
         restore(live, tensors)
         self.svi.leaves = [live[name] for name in state["leaves"]]
@@ -337,7 +345,8 @@ def _go_on_with(optim: PyroOptim, states: dict[str, Any], steps_taken: int) -> N
     a scheduler's step before that would lose it."""
     store = pyro.get_param_store()
     for name, state in states.items():
-        param = store[name].unconstrained()
+        constrained: Any = store[name]
+        param = constrained.unconstrained()
         own = optim.optim_objs[param] = optim._get_optim(param)
         optim.grad_clip[param] = optim._get_grad_clip(param)
         _load_state_dict(own, state)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
+import pyro.optim
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -11,6 +14,8 @@ from torch.distributions import constraints
 
 from ppvae import guides, models
 from ppvae.nn import MLP
+
+optim: Any = pyro.optim  # its optimizers are made at run time, and type checkers do not see them
 
 
 def binary(num_data: int = 20, data_dim: int = 6, seed: int = 0) -> Tensor:
@@ -115,6 +120,23 @@ def closures(registered: bool = False):
 def registered():
     """The same functions with ``pyro.module``."""
     return closures(registered=True)
+
+
+def hidden():
+    """Modules inside a list, which no look at the functions' variables finds: only the loss's graph does."""
+    networks = [nn.Linear(2, 3), nn.Linear(3, 4)]
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(networks[0](z), 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        loc, log_scale = networks[1](x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return model, guide
 
 
 class Decodes(PyroModule):

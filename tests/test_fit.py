@@ -14,6 +14,7 @@ from torch import nn
 
 import pairs
 import ppvae
+from pairs import optim
 from ppvae import checkpoint, guides, models, objectives
 from ppvae.data import Data
 from ppvae.errors import DataError, DivergedError, ObjectiveError, ProgramError, RelaxedMeasureWarning, UnreliableWarning
@@ -58,7 +59,9 @@ def test_objective_is_the_mean_log_evidence_whatever_the_batches(num_data, batch
     assert abs(run.history[0]["objective"] - model.log_evidence(x).mean().item()) < ROUNDING
 
 
-@pytest.mark.parametrize("objective", [RenyiELBO(num_particles=3), Trace_ELBO(num_particles=2), TraceGraph_ELBO()], ids=["renyi", "2", "graph"])
+@pytest.mark.parametrize(
+    "objective", [RenyiELBO(num_particles=3), Trace_ELBO(num_particles=2), TraceGraph_ELBO()], ids=["renyi", "2", "graph"]
+)
 def test_every_objective_is_the_mean_log_evidence_at_the_posterior(objective):
     model, guide = pairs.exact()
     x = pairs.real()
@@ -183,8 +186,8 @@ def test_global_posterior_is_reached():
 
 
 def ppca_data():
-    """Draws with distinct eigenvalues, so that the best guide is diagonal up to signs and order."""
-    return pairs.real(200, 4) * torch.tensor([3.0, 2.0, 0.7, 0.5]) @ torch.linalg.qr(pairs.real(4, 4, seed=1))[0]
+    """Draws with distinct eigenvalues: the best model is one rotation away from one whose posterior is diagonal."""
+    return pairs.real(200, 4) * torch.tensor([2.0, 1.4, 0.7, 0.6]) @ torch.linalg.qr(pairs.real(4, 4, seed=1))[0]
 
 
 @pytest.mark.slow
@@ -192,10 +195,11 @@ def test_training_reaches_the_maximum_likelihood():
     x = ppca_data()
     best = models.LinearGaussian.maximum_likelihood(x, 2).log_evidence(x).mean().item()
     model, guide = models.LinearGaussian(4, 2), guides.DiagonalNormal(MLP(4, [], 4), latent_dim=2)
-    optimizer = functools.partial(torch.optim.Adam, lr=0.03)
-    scheduler = functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.985)
-    ppvae.fit(model, guide, x, epochs=400, batch_size=50, optimizer=optimizer, scheduler=scheduler)
+    optimizer = functools.partial(torch.optim.Adam, lr=0.1)
+    scheduler = functools.partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.005, total_iters=150)
+    ppvae.fit(model, guide, x, epochs=150, batch_size=50, optimizer=optimizer, scheduler=scheduler)
     found = model.log_evidence(x).mean().item()
+    # 0.01: the mark; no model exceeds the maximum
     assert best - 0.01 < found < best + ROUNDING
 
 
@@ -234,6 +238,7 @@ FORMS = {
     "ours": (pairs.ours, pairs.binary()),
     "pyro.module": (pairs.registered, pairs.real()),
     "closed over": (pairs.closures, pairs.real()),
+    "in a list": (pairs.hidden, pairs.real()),
     "two called net": (pairs.two_nets, pairs.real()),
     "PyroModule": (pairs.pyro_linear, pairs.real()),
     "pyro.param": (pairs.table, pairs.real()),
@@ -267,7 +272,7 @@ def test_trained_pair_of_any_form_is_measured_as_the_history_says(make, x):
 
 
 @pytest.mark.parametrize("make", [pairs.pyro_linear, pairs.ours, pairs.bound, pairs.table], ids=lambda make: make.__name__)
-def test_measuring_before_and_between_runs_changes_nothing(make):
+def test_checking_and_measuring_before_and_between_runs_changes_nothing(make):
     x = {pairs.ours: pairs.binary(), pairs.bound: pairs.images()}.get(make, pairs.real())
 
     def twice(measure):
@@ -275,6 +280,7 @@ def test_measuring_before_and_between_runs_changes_nothing(make):
         model, guide = make()
         for _ in range(2):
             if measure:
+                ppvae.check(model, guide, x)
                 ppvae.log_weights(model, guide, x, num_particles=2)
             run = ppvae.fit(model, guide, x, epochs=2, batch_size=10)
         return final(run)
@@ -304,8 +310,8 @@ def test_second_run_in_one_process_is_the_solo_run(make, x):
 
 
 def test_one_optimizer_object_serves_two_runs():
-    optimizer = pyro.optim.Adam({"lr": 0.01})
-    solo = fit(pairs.registered, pairs.real(), optimizer=pyro.optim.Adam({"lr": 0.01}))
+    optimizer = optim.Adam({"lr": 0.01})
+    solo = fit(pairs.registered, pairs.real(), optimizer=optim.Adam({"lr": 0.01}))
     fit(pairs.table, pairs.real(), optimizer=optimizer)
     again = fit(pairs.registered, pairs.real(), optimizer=optimizer)
     assert same(final(solo), final(again))
@@ -315,6 +321,16 @@ def test_objective_object_is_left_as_it_was():
     objective = TraceEnum_ELBO(strict_enumeration_warning=False)
     fit(pairs.mixture, pairs.real(20, 1), objective=objective)
     assert objective.max_plate_nesting == float("inf")
+
+
+def test_gradients_that_the_caller_left_are_not_part_of_the_first_step():
+    def from_where(left):
+        torch.manual_seed(0)
+        model, guide = pairs.ours()
+        model.network.layers[0].weight.grad = torch.full_like(model.network.layers[0].weight, left)
+        return final(ppvae.fit(model, guide, pairs.binary(), epochs=1, optimizer=functools.partial(torch.optim.SGD, lr=0.1)))
+
+    assert same(from_where(0.0), from_where(100.0))
 
 
 def test_generators_of_the_caller_are_left_alone():
@@ -389,11 +405,15 @@ def drift(x):
         pyro.sample("x", dist.Normal(mu, 1.0).to_event(1), obs=x)
 
 
+def no_latent(x):
+    """A guide for a model without latents."""
+
+
 def drifting(target, **arguments):
     """mu halves each epoch: 1/2, 1/4, 1/8, ..."""
     optimizer = functools.partial(torch.optim.SGD, lr=0.5)
     x = torch.zeros(4, 1)
-    return ppvae.fit(drift, lambda x: None, x, **{"validation": torch.full((4, 1), target), "optimizer": optimizer, **arguments})
+    return ppvae.fit(drift, no_latent, x, **{"validation": torch.full((4, 1), target), "optimizer": optimizer, **arguments})
 
 
 def mu_of(run):
@@ -469,7 +489,7 @@ def test_torch_scheduler_steps_once_an_epoch():
 
 def test_pyro_scheduler_steps_once_an_epoch():
     # SGD at rates 1/2, 1/4, 1/8: mu = 1/2, then 3/8, then 21/64
-    optimizer = pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.5}, "gamma": 0.5})
+    optimizer = optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.5}, "gamma": 0.5})
     assert mu_of(drifting(0.0, validation=None, epochs=3, optimizer=optimizer)) == 21 / 64
 
 
@@ -525,13 +545,10 @@ def test_data_outside_the_support_are_refused_before_the_first_step():
     with pytest.raises(DataError) as raised:
         fit(pairs.ours, x, callback=rows.append)
     assert rows == []
-    assert str(raised.value) == (
+    assert raised.value.where == "row 17, column 4: 0.25"
+    assert raised.value.problem == (
         "the data do not fit the likelihood: site 'x' is Bernoulli with support IndependentConstraint(Boolean(), 1), "
-        "and 1 of 120 values looked at lie outside it\n"
-        "  where: row 17, column 4: 0.25\n"
-        "  mend:  binarise: ppvae.data.load(..., binarize='threshold'), or (x > 0.5).float()\n"
-        "     or: a density for real values: models.Normal, or a relaxed Bernoulli(..., validate_args=False), "
-        "whose results are no probabilities"
+        "and 1 of 120 values looked at lie outside it"
     )
 
 
@@ -550,7 +567,7 @@ def test_guide_that_misses_a_latent_is_refused(objective):
 def test_refused_pair_leaves_no_run_behind(tmp_path):
     model, guide = pairs.two_nets()
     with pytest.raises(ProgramError):
-        ppvae.fit(model, guide, pairs.real(), epochs=1, optimizer=pyro.optim.Adam({"lr": 0.01}), out=tmp_path / "run")
+        ppvae.fit(model, guide, pairs.real(), epochs=1, optimizer=optim.Adam({"lr": 0.01}), out=tmp_path / "run")
     run = ppvae.fit(model, guide, pairs.real(), epochs=1, out=tmp_path / "run")
     assert run.stopped == "finished"
 
@@ -564,7 +581,7 @@ def test_refused_pair_leaves_no_run_behind(tmp_path):
         ({"patience": 3}, "patience needs validation data to be patient about\n  mend:  fit(..., validation=digits.validation)"),
         ({"objective": Trace_ELBO}, f"objective is a Pyro ELBO object, got {Trace_ELBO!r}\n  mend:  objective=pyro.infer.Trace_ELBO()"),
         (
-            {"optimizer": pyro.optim.Adam({"lr": 0.1}), "scheduler": torch.optim.lr_scheduler.ConstantLR},
+            {"optimizer": optim.Adam({"lr": 0.1}), "scheduler": torch.optim.lr_scheduler.ConstantLR},
             "a torch scheduler needs a torch optimizer\n"
             "  mend:  optimizer=functools.partial(torch.optim.Adam, lr=1e-3)\n"
             "     or: a pyro.optim scheduler is itself the optimizer",
@@ -658,10 +675,10 @@ def test_divergence_leaves_running_statistics_sound(tmp_path):
 
 @pyro_warns
 def test_divergence_of_a_gradient_names_the_datum():
-    # sqrt(0 * x_0^2) at one datum: the value is 0, its derivative in the weight is not a number
+    # sqrt(w (x - 9)^2) at x = 9: the value is 0, its derivative in w is 0 / 0
     def model(x):
         weight = pyro.param("weight", torch.ones(1))
-        loc = torch.where(x[:, :1] == 9.0, (weight * 0.0).sqrt(), weight)
+        loc = (weight * (x - 9.0) ** 2).sqrt()
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
@@ -701,8 +718,8 @@ def test_judging_by_the_objective_moves_no_running_statistics():
 
     objective = TraceEnum_ELBO(max_plate_nesting=1)
     arguments = {"objective": objective, "epochs": 2, "optimizer": frozen}
-    ppvae.fit(shifted, lambda x: None, pairs.real(20, 1), validation=pairs.real(20, 1, seed=1), **arguments)
-    assert encoder[1].num_batches_tracked == 2
+    run = ppvae.fit(shifted, lambda x: None, pairs.real(20, 1), validation=pairs.real(20, 1, seed=1), **arguments)
+    assert encoder[1].num_batches_tracked == run.best_epoch  # one batch an epoch
 
 
 # What is written.
@@ -722,6 +739,15 @@ def test_data_object_travels_into_the_config():
 def test_two_checkpoints_are_kept(tmp_path):
     fit(pairs.registered, pairs.real(), out=tmp_path / "run", batch_size=5, checkpoint_every=0.0)
     assert checkpoint.names(tmp_path / "run" / "checkpoints") == ["step-00000008", "step-00000007"]
+
+
+def test_interrupted_run_is_running(tmp_path):
+    def callback(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drifting(0.0, epochs=2, callback=callback, out=tmp_path / "run", checkpoint_every=0.0)
+    assert ppvae.load(tmp_path / "run", drift, no_latent).stopped == "running"
 
 
 def test_run_prints_its_end(tmp_path):

@@ -4,26 +4,26 @@ import math
 
 import pytest
 import torch
-from ground_truth import MeanField, correlated_posterior, kl_to_posterior, linear_gaussian, poisson_gamma
 from test_refine import gamma_guide
 
+from ground_truth import MeanField, correlated_posterior, kl_to_posterior, linear_gaussian, poisson_gamma
 from ppvae.analysis import inference_gaps
 from ppvae.errors import FamilyError
 
 FINE = {"tolerance": 0.0, "max_steps": 640, "num_draws": 128}
 
 
-@pytest.mark.parametrize("r", [0.3, 0.8], ids=str)
+@pytest.mark.parametrize("r", [0.3, 0.5], ids=str)
 def test_the_injected_amortization_gap_comes_back(r):
     """q_x = N(m_x + e, S): L[q*] - L[q] = KL(q || p) - KL(q* || p), and the approximation gap is -1/2 log(1 - r^2)."""
     model, x, approximation = correlated_posterior(r, num_data=16)
-    guide = MeanField(model, offset=torch.tensor([0.3, -0.2]), inflation=1.4)
+    guide = MeanField(model, offset=torch.tensor([0.05, -0.03]), inflation=1.1)
     loc, scale = guide.parameters(x)
     injected = kl_to_posterior(model, x, loc, torch.diag_embed(scale.square())) - approximation
-    found = inference_gaps(model, guide, x, num_particles=20_000, **FINE)
-    assert abs(found.mean("amortization").value - injected.mean()) < 1e-3 + 3 * found.mean("amortization").mc_se
+    found = inference_gaps(model, guide, x, num_particles=40_000, **FINE)
+    assert abs(found.mean("amortization").value - injected.mean()) < 1e-3  # injected are 0.03 to 0.07 nats
     assert abs(found.mean("approximation").value - approximation) < 1e-3 + 3 * found.mean("approximation").mc_se
-    assert found.mean("amortization").mc_se < 5e-3
+    assert found.mean("amortization").mc_se < 5e-4
     assert found.reference == "its closed form"
 
 

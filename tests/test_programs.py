@@ -7,11 +7,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from ground_truth import MeanField, correlated_posterior, linear_gaussian, poisson_gamma
 from pyro import poutine
 from torch import nn
 
 import ppvae
+from ground_truth import MeanField, correlated_posterior, linear_gaussian, poisson_gamma
 from ppvae import errors
 from ppvae.importance import log_mean_exp
 from ppvae.programs import Pair, log_weights
@@ -341,8 +341,18 @@ def subsampled_model(x):
     ("model", "guide", "error", "message"),
     [
         (simple_model, lambda x: None, errors.ProgramError, "the guide misses the latent site 'z' of the model"),
-        (simple_model, lambda x: [simple_guide(x), simple_guide(x, "w")], errors.ProgramError, "the guide draws 'w', which the model does not"),
-        (unplated_model, simple_guide, errors.ShapeError, "site 'z' has batch shape (2,) and lies outside the data plate, needed (2,) inside it"),
+        (
+            simple_model,
+            lambda x: [simple_guide(x), simple_guide(x, "w")],
+            errors.ProgramError,
+            "the guide draws 'w', which the model does not",
+        ),
+        (
+            unplated_model,
+            simple_guide,
+            errors.ShapeError,
+            "site 'z' has batch shape (2,) and lies outside the data plate, needed (2,) inside it",
+        ),
         (
             subsampled_model,
             simple_guide,

@@ -6,10 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from ground_truth import MeanField, correlated_posterior, kl_to_posterior, linear_gaussian, poisson_gamma
 from pyro.distributions import transforms
 
 import ppvae
+from ground_truth import MeanField, correlated_posterior, kl_to_posterior, linear_gaussian, poisson_gamma
 from ppvae import guides, models, nn
 from ppvae.analysis import refine
 from ppvae.errors import FamilyError, ShapeError
@@ -89,7 +89,9 @@ def test_full_rank_over_two_layers_is_the_joint_posterior():
     """z2 ~ N(0, 1), z1 | z2 ~ N(z2, 0.25), x | z1 ~ N(z1, 0.09): evidence N(x; 0, 1.34) in each of two dimensions."""
     x = torch.randn(20, 2)
     found = refine(two_layer, bottom_up, x, family="full_rank", tolerance=0.0, max_steps=320, num_particles=50)
-    assert (found.pointwise - dist.Normal(0.0, math.sqrt(1.34)).log_prob(x).sum(-1)).abs().max() < 2e-4  # what is left falls as a power of the steps
+    assert (
+        found.pointwise - dist.Normal(0.0, math.sqrt(1.34)).log_prob(x).sum(-1)
+    ).abs().max() < 2e-4  # what is left falls as a power of the steps
 
 
 def flow_guide(x):
@@ -112,9 +114,21 @@ def one_layer(x):
 @pytest.mark.parametrize(
     ("model", "guide", "message"),
     [
-        (two_layer, bottom_up, "family 'same' cannot free the guide's site 'z2': it is a Normal whose loc moves with the noise: it depends on an earlier draw"),
-        (one_layer, flow_guide, "family 'same' cannot free the guide's site 'z': it is transformed by a flow whose parameters are not the distribution's own"),
-        (one_layer, point_guide, "family 'same' cannot free the guide's site 'z': it is a point mass, which has no parameters to optimise in the family's own sense"),
+        (
+            two_layer,
+            bottom_up,
+            "family 'same' cannot free the guide's site 'z2': it is a Normal whose loc moves with the noise: it depends on an earlier draw",
+        ),
+        (
+            one_layer,
+            flow_guide,
+            "family 'same' cannot free the guide's site 'z': it is transformed by a flow whose parameters are not the distribution's own",
+        ),
+        (
+            one_layer,
+            point_guide,
+            "family 'same' cannot free the guide's site 'z': it is a point mass, which has no parameters to optimise in the family's own sense",
+        ),
     ],
     ids=["two layers", "flow", "delta"],
 )

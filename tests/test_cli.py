@@ -1,0 +1,512 @@
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ppvae
+from ppvae import analysis, cli, commands, commands_pairs, simulate
+from ppvae.cli import main
+from ppvae.data import Data
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("arviz", "matplotlib", "numpy", "pyro", "scipy", "torch")
+SMALL = ["--hidden", "8", "--latent-dim", "2", "--epochs", "1", "--threads", "1"]
+
+PROGRAM = """
+import torch
+from ppvae import guides, models, nn
+
+def pair(x):
+    width = x.shape[-1]
+    return models.Bernoulli(nn.MLP(2, [8], width), latent_dim=2), guides.DiagonalNormal(nn.MLP(width, [8], 4), latent_dim=2)
+
+def wrong(x):
+    model, guide = pair(x)
+    return models.Bernoulli(nn.MLP(3, [8], x.shape[-1]), latent_dim=3), guide
+
+def raising(x):
+    raise KeyError("no such thing")
+"""
+
+
+@pytest.fixture(autouse=True)
+def single_precision(fresh):
+    """What a user of the command has: torch as it starts."""
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on digits; with what training it printed on stdout."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    folder = tmp_path_factory.mktemp("cli") / "digits"
+    assert main(["train", "--out", str(folder), *SMALL]) == 0
+    torch.set_default_dtype(before)
+    return folder
+
+
+@pytest.fixture
+def program(tmp_path):
+    path = tmp_path / "my_vae.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+def failure(capsys, *arguments):
+    """Exit code, and the lines of the error without the first line, which says what is about to happen."""
+    code = main(list(map(str, arguments)))
+    lines = capsys.readouterr().err.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    return code, "\n".join(lines[start:])
+
+
+# Help
+
+
+def test_no_command_prints_help(capsys):
+    assert main([]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("usage: ppvae COMMAND")
+    assert all(f"$ {command.example}" in told for command in cli.COMMANDS.values())
+    assert max(map(len, told.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_command_ends_with_its_example(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert capsys.readouterr().out.endswith(f"\nexample:\n  {cli.COMMANDS[name].example}\n")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_example_is_a_command_that_can_be_given(name):
+    assert isinstance(cli._parsed(name, shlex.split(cli.COMMANDS[name].example)[2:]), cli.COMMANDS[name])
+
+
+LOADED = f"""
+import sys
+from ppvae.cli import COMMANDS, main
+for name in COMMANDS:
+    main([name, "--help"])
+print(sorted({set(HEAVY)!r} & sys.modules.keys()), file=sys.stderr)
+"""
+
+
+def test_help_of_commands_loads_no_heavy_library(tmp_path):
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, cwd=tmp_path, env=environment())
+    assert (done.returncode, done.stderr.strip()) == (0, "[]")
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=["all", "train"])
+def test_help_takes_less_than_three_tenths_of_a_second(arguments, tmp_path):
+    seconds = []
+    for _ in range(5):  # the best of five: the machine may be busy with other things
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "ppvae", *arguments], capture_output=True, check=True, cwd=tmp_path, env=environment())
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.3
+
+
+def test_version_is_told(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ppvae {ppvae.__version__}\n"
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ["trian"],
+            "error: there is no command 'trian'\n  mend:  did you mean 'train'?\n"
+            "     or: one of demo, check, train, evaluate, gaps, sample",
+        ),
+        (
+            ["check", "--program", "mpl"],
+            "error: there is no program 'mpl'\n  mend:  did you mean 'mlp'?\n     or: one of mlp, conv\n"
+            "     or: file.py:function, which returns (model, guide)",
+        ),
+        (
+            ["check", "--program", "my_vae.py"],
+            "error: 'my_vae.py' names a file, and no function in it\n  mend:  --program my_vae.py:function",
+        ),
+        (
+            ["check", "--guide", "full_rank"],
+            "error: there is no guide 'full_rank'\n  mend:  did you mean 'full-rank'?\n     or: one of diagonal, full-rank",
+        ),
+        (
+            ["check", "--likelihood", "bernouli"],
+            "error: there is no likelihood 'bernouli'\n  mend:  did you mean 'bernoulli'?\n     or: one of bernoulli, normal",
+        ),
+        (
+            ["check", "--activation", "rellu"],
+            "error: there is no activation 'rellu'\n  mend:  did you mean 'relu'?\n"
+            "     or: one of relu, elu, tanh, silu, gelu, softplus, leaky-relu",
+        ),
+    ],
+    ids=["command", "program", "file without function", "guide", "likelihood", "activation"],
+)
+def test_unknown_names_are_usage_errors_that_tell_the_nearest(arguments, text, capsys):
+    assert failure(capsys, *arguments) == (2, text)
+
+
+def test_unknown_split_is_a_usage_error(run, capsys):
+    text = "error: there is no split 'tset'\n  mend:  did you mean 'test'?\n     or: one of train, validation, test"
+    assert failure(capsys, "evaluate", run, "--split", "tset") == (2, text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["train", "--epoch-s", "3"], "--epochs"), (["train", "--epochs", "three"], "--epochs"), (["evaluate"], "RUN")],
+    ids=["option", "value", "missing"],
+)
+def test_arguments_that_cannot_be_read_are_usage_errors(arguments, told, capsys):
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert told in shown.err
+    assert shown.out == ""
+
+
+def test_unknown_data_are_a_data_error(capsys):
+    code, text = failure(capsys, "check", "--data", "digitz")
+    assert code == 65
+    assert "mend:  did you mean 'digits'?" in text
+
+
+def test_missing_data_file_is_told_apart(capsys):
+    assert failure(capsys, "check", "--data", "no/such.npy")[0] == 66
+
+
+def test_missing_run_folder_tells_the_nearest(run, capsys):
+    text = f"error: there is no run folder {run.with_name('digit')}\n  mend:  did you mean '{run}'?"
+    assert failure(capsys, "evaluate", run.with_name("digit")) == (66, text)
+
+
+def test_folder_without_a_run_is_an_input_error(tmp_path, capsys):
+    assert failure(capsys, "sample", tmp_path) == (
+        74,
+        f"error: {tmp_path} holds no run\n  mend:  ppvae.fit(..., out=folder) or `ppvae train --out FOLDER` makes one",
+    )
+
+
+def test_ctrl_c_ends_with_130(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "check", raising(KeyboardInterrupt()))
+    assert failure(capsys, "check") == (130, "error: interrupted")
+
+
+def raising(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def test_interrupted_training_tells_how_to_go_on(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(ppvae, "fit", raising(KeyboardInterrupt()))
+    assert main(["train", "--out", str(tmp_path / "run"), *SMALL]) == 130
+    assert "the same command with --resume goes on from the newest checkpoint" in capsys.readouterr().err
+
+
+def test_unexpected_error_is_one_line_and_asks_for_debug(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "check", raising(RuntimeError("two\nlines")))
+    text = "error: RuntimeError: two lines\n  mend: this is a bug in ppvae or in your program: run again with --debug"
+    assert failure(capsys, "check") == (70, text)
+
+
+@pytest.mark.parametrize("asked", ["option", "environment"])
+def test_debug_shows_the_traceback(asked, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "check", raising(RuntimeError("broken")))
+    if asked == "environment":
+        monkeypatch.setenv("PPVAE_DEBUG", "1")
+    assert main(["check", "--debug"] if asked == "option" else ["check"]) == 70
+    told = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in told
+    assert told.endswith("error: RuntimeError: broken\n")
+
+
+def test_file_that_cannot_be_written_is_an_output_error(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, text = failure(capsys, "sample", run, "--out", tmp_path / "file" / "x.npz")
+    assert code == 74
+    assert text.startswith("error: ")
+
+
+def test_library_warnings_are_one_line_each(tmp_path, capsys):
+    assert main(["train", "--beta", "0.5", "--out", str(tmp_path / "run"), *SMALL]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "warning: beta ends at 0.5, not at 1: what is trained is not the ELBO" in lines
+
+
+WITHOUT_TORCH = """
+import sys
+from ppvae.cli import main
+
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise ImportError("torch is wanted now")
+
+sys.meta_path.insert(0, NoTorch())
+sys.exit(main(["train", "--data", "mnist"]))
+"""
+
+
+def test_first_line_comes_before_torch_is_imported(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, cwd=tmp_path, env=environment())
+    first, second, *_ = done.stderr.splitlines()
+    assert (done.returncode, first) == (70, "ppvae train: data mnist, program mlp")
+    assert second == "error: ImportError: torch is wanted now"
+
+
+# train
+
+
+def test_training_leaves_a_run_that_the_library_loads(run):
+    loaded = ppvae.load(run)
+    assert len(loaded.history) == 1
+    assert loaded.model.network.in_features == 2
+
+
+def test_training_records_its_arguments(run):
+    record = json.loads((run / "command.json").read_text())
+    assert (record["data"], record["hidden"], record["image_shape"]) == ("digits", [8], [8, 8])
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["train", "--out", str(folder), *SMALL]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"run {folder}: 1 epochs, parameters of epoch 1, finished\nnext: ppvae evaluate {folder}\n"
+    assert "epoch 1/1  train ELBO" in shown.err
+
+
+def test_a_folder_that_holds_a_run_is_refused(run, capsys):
+    text = (
+        f"error: {run} already holds a run\n  mend:  --resume goes on from its newest checkpoint\n     or: --out FOLDER trains into another"
+    )
+    assert failure(capsys, "train", "--out", run, *SMALL) == (74, text)
+
+
+def test_resumed_training_is_the_undisturbed_one(tmp_path):
+    more = [*SMALL[:-4], "--epochs", "2", "--threads", "1"]
+    assert main(["train", "--out", str(tmp_path / "whole"), *more]) == 0
+    assert main(["train", "--out", str(tmp_path / "parts"), *SMALL]) == 0
+    assert main(["train", "--out", str(tmp_path / "parts"), "--resume", *more]) == 0
+    whole, parts = (ppvae.load(tmp_path / name) for name in ("whole", "parts"))
+    assert [row["objective"] for row in parts.history] == [row["objective"] for row in whole.history]
+
+
+def test_resuming_with_other_arguments_is_refused(run, capsys):
+    code, text = failure(capsys, "train", "--out", run, "--resume", "--batch-size", "64", *SMALL)
+    assert code == 74
+    assert "where: batch_size: the run has 128, here 64" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ("Bernoulli", "MLP", "DiagonalNormal")),
+        (["--guide", "full-rank"], ("Bernoulli", "MLP", "FullRankNormal")),
+        (["--program", "conv", "--hidden", "4"], ("Bernoulli", "ConvDecoder", "DiagonalNormal")),
+        (["--binarize", "none"], ("Normal", "MLP", "DiagonalNormal")),
+        (["--binarize", "none", "--likelihood", "bernoulli"], ("Bernoulli", "MLP", "DiagonalNormal")),
+    ],
+    ids=["mlp", "full rank", "conv", "grey values", "likelihood named"],
+)
+def test_built_in_programs_follow_their_arguments(arguments, parts):
+    options = cli._parsed("check", arguments)
+    model, guide, source = commands_pairs.pair(commands._data_of(options).train, options)
+    assert (type(model).__name__, type(model.network).__name__, type(guide).__name__) == parts
+    assert source is None
+
+
+@pytest.mark.parametrize("arguments", [[], ["--guide", "full-rank"], ["--program", "conv", "--hidden", "4"], ["--binarize", "none"]])
+def test_built_in_programs_keep_the_contract(arguments, capsys):
+    assert main(["check", *arguments]) == 0
+    assert capsys.readouterr().out.startswith("the pair keeps the contract")
+
+
+@pytest.mark.parametrize(
+    ("x", "program", "text"),
+    [
+        (torch.arange(20).reshape(4, 5), "mlp", "the data are whole numbers up to 19, and no likelihood was named"),
+        (torch.rand(4, 3, 5), "mlp", "the program mlp needs rows that are vectors, got event shape (3, 5)"),
+        (torch.rand(4, 36), "conv", "needs square images with a side that is a multiple of 4, got 36 numbers a row"),
+    ],
+    ids=["counts", "matrices", "size"],
+)
+def test_data_that_do_not_suit_a_built_in_program_are_refused(x, program, text):
+    with pytest.raises(ppvae.errors.PpvaeError) as caught:
+        commands_pairs.pair(Data.of(x), cli.Check(program=program))
+    assert text in str(caught.value)
+
+
+# check
+
+
+def test_check_of_a_program_that_keeps_the_contract(program, capsys):
+    assert main(["check", "--program", f"{program}:pair"]) == 0
+    assert capsys.readouterr().out.startswith("the pair keeps the contract: 0 errors")
+
+
+def test_check_of_a_program_that_breaks_the_contract(program, capsys):
+    assert main(["check", "--program", f"{program}:wrong"]) == 65
+    assert capsys.readouterr().out.startswith("the pair breaks the contract")
+
+
+def test_error_in_a_users_file_names_it(program, capsys):
+    code, text = failure(capsys, "check", "--program", f"{program}:raising")
+    assert code == 65
+    assert text.startswith(f"error: '{program}:raising' failed: KeyError: 'no such thing'")
+
+
+def test_a_device_that_is_not_there_is_a_usage_error(tmp_path, capsys):
+    code, text = failure(capsys, "train", "--device", "gpu", "--out", tmp_path / "run", *SMALL)
+    assert code == 2
+    assert text.startswith("error: there is no device 'gpu'\n  mend:  one of auto, cpu")
+
+
+# evaluate, gaps, sample
+
+
+def test_evaluate_prints_and_writes_what_the_library_measures(run, capsys):
+    assert main(["evaluate", str(run), "--num-data", "20", "--num-particles", "50"]) == 0
+    loaded, test = ppvae.load(run), ppvae.data.load("digits").test[:20]
+    elbo = analysis.elbo(loaded.model, loaded.guide, test, num_particles=50)
+    found = analysis.log_likelihood(loaded.model, loaded.guide, test, num_particles=50)
+    assert capsys.readouterr().out == f"{elbo}\n{found}\n"
+    written = json.loads((run / "results" / "log_likelihood-test.json").read_text())
+    assert written["pointwise"] == found.pointwise.tolist()
+
+
+def test_evaluate_takes_other_data_and_names_their_results(run, tmp_path, capsys):
+    np.save(tmp_path / "other.npy", (np.random.rand(30, 64) > 0.5).astype(np.float32))
+    arguments = ["evaluate", str(run), "--data", str(tmp_path / "other.npy"), "--split", "train", "--num-particles", "10"]
+    assert main(arguments) == 0
+    assert "other.npy/train" in capsys.readouterr().out
+    assert (run / "results" / "elbo-other-train.json").exists()
+
+
+def test_gaps_prints_and_draws(run, capsys):
+    assert main(["gaps", str(run), "--num-data", "8", "--split", "validation"]) == 0
+    assert capsys.readouterr().out.startswith("inference gap ")
+    assert json.loads((run / "results" / "inference_gaps-validation.json").read_text())["mean"].keys() >= {"approximation"}
+    assert (run / "figures" / "gaps-validation.png").exists()
+
+
+def test_sample_writes_what_the_library_draws(run, tmp_path, capsys):
+    out = tmp_path / "drawn.npz"  # also where the suffix is left out
+    assert main(["sample", str(run), "--num-data", "6", "--out", str(out.with_suffix("")), "--seed", "3"]) == 0
+    template = ppvae.data.load("digits").train.x[:2]
+    expected = simulate.sample(ppvae.load(run).model, 6, template=template, seed=3)
+    with np.load(out) as archive:
+        assert all(np.array_equal(archive[name], value.numpy()) for name, value in expected.items())
+    assert f"{out.with_suffix('.png')}: draws at site 'x' as images\n" in capsys.readouterr().out
+
+
+def test_a_users_program_is_trained_and_found_again(program, tmp_path, monkeypatch):
+    monkeypatch.chdir(program.parent)
+    assert main(["train", "--program", "my_vae.py:pair", "--out", "run", "--epochs", "1"]) == 0
+    monkeypatch.chdir(Path(__file__).parent)  # the run folder knows the file by its absolute path
+    assert main(["evaluate", str(tmp_path / "run"), "--num-data", "5", "--num-particles", "10"]) == 0
+
+
+def test_a_users_program_that_changed_is_refused(program, tmp_path, capsys):
+    assert main(["train", "--program", f"{program}:pair", "--out", str(tmp_path / "run"), "--epochs", "1"]) == 0
+    program.write_text(PROGRAM + "\n")
+    code, text = failure(capsys, "evaluate", tmp_path / "run")
+    assert code == 74
+    assert text.startswith(f"error: {program} has changed since the run was trained")
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A run on a user's file of real numbers, given by a relative path."""
+    np.savez(tmp_path / "own.npz", x=np.random.randn(40, 5).astype(np.float32))
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--data", "own.npz", "--out", "run", *SMALL]) == 0
+    return tmp_path
+
+
+def test_a_users_file_is_found_again_from_elsewhere(own, monkeypatch, capsys):
+    monkeypatch.chdir(own.parent)
+    assert main(["evaluate", str(own / "run"), "--num-particles", "10"]) == 0
+    assert f"{own / 'own.npz'}/test" in capsys.readouterr().out
+
+
+def test_a_users_file_that_is_gone_is_told_with_the_remedy(own, capsys):
+    (own / "own.npz").unlink()
+    text = (
+        f"error: the data of {own / 'run'} are not to be found: the run recorded '{own / 'own.npz'}'\n"
+        f"  where: {own / 'run' / 'config.json'}\n"
+        "  mend:  --data FILE, a .npy, .npz or IDX file, or --data NAME, one of digits, fashion-mnist, mnist"
+    )
+    capsys.readouterr()
+    assert failure(capsys, "evaluate", own / "run") == (65, text)
+
+
+def test_a_users_file_that_changed_is_refused(own, capsys):
+    np.savez(own / "own.npz", x=np.random.randn(40, 5).astype(np.float32))
+    code, text = failure(capsys, "gaps", own / "run")
+    assert code == 65
+    assert text.startswith(f"error: '{own / 'own.npz'}' no longer holds the data that {own / 'run'} was trained on")
+
+
+def test_samples_that_are_no_images_say_so(own, capsys):
+    assert main(["sample", "run", "--num-data", "5"]) == 0
+    told = "run/samples.png: draws at site 'x' as a heat map, for rows that are no images (--image-shape H W says that they are)\n"
+    assert capsys.readouterr().out.endswith(told)
+
+
+def test_a_run_of_a_script_on_digits_is_measured(run, tmp_path, capsys):
+    folder = fit_in_python(tmp_path / "run", ppvae.data.load("digits").train[:200])
+    code, text = failure(capsys, "evaluate", folder, "--num-particles", "10")
+    assert code == 65  # 200 of its rows are other data than digits
+    assert "no longer holds the data" in text
+    assert main(["evaluate", str(folder), "--data", "digits", "--num-particles", "10"]) == 0
+
+
+def fit_in_python(folder, data):
+    model, guide, _ = commands_pairs.pair(data, cli.Check(hidden=(8,), latent_dim=2))
+    ppvae.fit(model, guide, data, epochs=1, out=folder)
+    return folder
+
+
+def test_a_run_of_a_script_on_arrays_asks_for_the_data(tmp_path, capsys):
+    folder = fit_in_python(tmp_path / "run", Data.of(torch.randn(20, 3)))
+    code, text = failure(capsys, "gaps", folder)
+    assert code == 65
+    assert text.startswith(f"error: the data of {folder} are not to be found: the run recorded 'array'\n")
+
+
+# demo
+
+
+def test_demo_takes_the_first_free_folder(run, tmp_path):
+    assert commands._free_folder(tmp_path / "demo") == tmp_path / "demo"
+    assert commands._free_folder(run) == run.with_name("digits-2")
+
+
+@pytest.mark.slow
+def test_demo_prints_three_sentences_and_writes_four_figures(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--epochs", "1", "--num-particles", "50"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" ")[0] for line in lines[:3]] == ["ELBO", "log", "inference"]
+    assert lines[3:7] == [f"figure: {out}/figures/{name}.png" for name in ("training", "reconstructions", "samples", "gaps")]
+    assert sorted(path.stem for path in (out / "figures").iterdir()) == ["gaps", "reconstructions", "samples", "training"]
