@@ -20,7 +20,7 @@ from pyro.optim import PyroOptim
 from ppvae import checkpoint, noise
 from ppvae.batches import Batch, each, take
 from ppvae.data import Data
-from ppvae.errors import ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
+from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
 from ppvae.modules import Program, modules_of
 from ppvae.objectives import Linear, Weight, is_linear, weight_at
 from ppvae.programs import Pair
@@ -201,8 +201,11 @@ def _check_all_rows(training: Training, part: Data) -> None:
     for rows in noise.blocks(len(part), 16384):
         x = each(part.batch(rows, noise.generator(training.seed, "check", rows.start)), lambda t: t.to(training.device))
         pair = Pair(training.model, training.guide, x, training.seed)
-        for _ in pair.stream(x, num_particles=1, seed=training.seed, first_row=rows.start):
-            pass
+        try:
+            for _ in pair.stream(x, num_particles=1, seed=training.seed, first_row=rows.start):
+                pass
+        except DataError as error:
+            raise DataError(error.problem, where=f"{part.name}/{part.split}, {error.where}", mend=error.mend) from error
         training.pair.relaxed |= pair.relaxed
 
 

@@ -84,15 +84,16 @@ def warn_relaxed() -> None:
 
 def _outside(name: str, site: Any, good: Tensor, first_row: int, num_data: int) -> DataError:
     value = site["value"]
-    event = unwrapped(site["fn"]).event_dim
+    base = unwrapped(site["fn"])
+    event = base.event_dim
     good = good.reshape(good.shape + (1,) * event).expand(value.shape) if event else good.expand(value.shape)
     place = (~good).nonzero()[0].tolist()
     data_dim = value.dim() - site["fn"].event_dim - 1
     rest = tuple(place[:data_dim] + place[data_dim + 1 :])
     column = f", column {rest[0] if len(rest) == 1 else rest}" if rest else ""
-    kind = type(unwrapped(site["fn"])).__name__
+    kind = type(base).__name__
     return DataError(
-        f"the data do not fit the likelihood: site '{name}' is {kind} with support {site['fn'].support}, "
+        f"the data do not fit the likelihood: site '{name}' is {kind} with support {base.support}, "
         f"and {int((~good).sum())} of {good.numel()} values looked at lie outside it",
         where=f"row {first_row + place[data_dim] % num_data}{column}: {value[tuple(place)].item():.6g}",
         mend=_remedies(kind, value),

@@ -213,6 +213,22 @@ def rare():
     return normal(2, decoder), guide
 
 
+def experts():
+    """One module of two encoders, the second of which only batches with an outlier use: Pyro names its parameters in every step."""
+    decoder, encoders = nn.Linear(2, 3), nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4)])
+
+    def guide(x):
+        pyro.module("encoders", encoders)
+        row = encoders[0](x)
+        if (x[:, 0] > 5).any():
+            row = row + 0.1 * encoders[1](x)
+        loc, log_scale = row.chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return normal(2, decoder), guide
+
+
 def one_outlier(num_data: int = 20) -> Tensor:
     """Normal draws, the last row far out."""
     x = real(num_data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -270,13 +271,11 @@ class Died(BaseException):
     """Stands for the death of the process: nothing of ours may catch it."""
 
 
-@pytest.mark.parametrize("call", ["replace", "fsync"])
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("nth", range(4))
-def test_death_at_any_point_of_saving_leaves_the_old_checkpoint_or_the_new(nth, after, call, two, monkeypatch):
-    real, calls = getattr(os, call), []
+def dying(real, nth, after):
+    """A call of the operating system in whose n-th use the process dies, before or after it took effect."""
+    calls = []
 
-    def dying(*args, **kwargs):
+    def call(*args, **kwargs):
         calls.append(1)
         if len(calls) == nth + 1 and not after:
             raise Died
@@ -284,11 +283,16 @@ def test_death_at_any_point_of_saving_leaves_the_old_checkpoint_or_the_new(nth, 
         if len(calls) == nth + 1:
             raise Died
 
-    monkeypatch.setattr(os, call, dying)
-    try:
+    return call
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("nth", range(4))
+def test_death_at_any_point_of_saving_leaves_the_old_checkpoint_or_the_new(nth, after, call, two, monkeypatch):
+    monkeypatch.setattr(os, call, dying(getattr(os, call), nth, after))
+    with contextlib.suppress(Died):
         checkpoint.save(two, "step-00000003", {"a": torch.full((4,), 3.0)}, {"i": 3})
-    except Died:
-        pass
     name, tensors, state, damaged = checkpoint.newest(two)
     assert (name[-1], tensors["a"].tolist(), damaged) == (str(state["i"]), [float(state["i"])] * 4, [])
     assert state["i"] in (2, 3)

@@ -78,6 +78,8 @@ CASES = {
     "born late": (pairs.rare, pairs.one_outlier(), {}),
     "born late, pyro.optim": (pairs.rare, pairs.one_outlier(), {"optimizer": pyro_adam}),
     "born late, SGD": (pairs.rare, pairs.one_outlier(), {"optimizer": momentum}),
+    "used now and then": (pairs.experts, pairs.one_outlier(), {}),
+    "used now and then, pyro.optim": (pairs.experts, pairs.one_outlier(), {"optimizer": pyro_adam}),
     "bound methods": (pairs.bound, pairs.images(), {}),
     "closed over": (pairs.closures, pairs.real(), {}),
     "in a list": (pairs.hidden, pairs.real(), {}),
@@ -162,7 +164,10 @@ def test_run_interrupted_within_an_epoch_goes_on_as_if_undisturbed(case, tmp_pat
     assert_resumed_is_undisturbed(case, 5, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("case", ["pyro.module", "pyro.optim", "pyro.optim scheduler", "torch scheduler", "born late", "validation"])
+@pytest.mark.parametrize(
+    "case",
+    ["pyro.module", "pyro.optim", "pyro.optim scheduler", "torch scheduler", "born late", "validation", "used now and then, pyro.optim"],
+)
 @pytest.mark.parametrize("at", [0, 1, 3, 11], ids=lambda at: f"step {at}")
 def test_run_interrupted_at_any_step_goes_on_as_if_undisturbed(at, case, tmp_path, monkeypatch):
     assert_resumed_is_undisturbed(case, at, tmp_path, monkeypatch)
