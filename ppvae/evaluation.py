@@ -35,7 +35,7 @@ def evaluate(pair: Pair, x: Batch, seed: int) -> Evaluation:
     for terms in pair.stream(x, num_particles=particles, seed=seed):
         share = (terms.particles.stop - terms.particles.start) / particles
         elbo[terms.rows] += terms.log_weights.mean(0).cpu() * share
-        rate[terms.rows] += torch.as_tensor(terms.rate, dtype=torch.float64).mean(0).cpu() * share  # 0 where no latent is per datum
+        rate[terms.rows] += terms.rate.mean(0).cpu() * share
         distortion[terms.rows] += terms.distortion.mean(0).cpu() * share
     variance = unit_variances(pair, x, seed)
     return Evaluation(

@@ -25,6 +25,7 @@ from ppvae.modules import Program, modules_of
 from ppvae.objectives import Linear, Weight, is_linear, weight_at
 from ppvae.programs import Pair
 from ppvae.progress import Progress
+from ppvae.resume import use_best
 from ppvae.run import (
     CONFIG,
     PROGRAM,
@@ -131,6 +132,7 @@ def fit(
     }
     progress = Progress()
     folder = Path(out) if out is not None else None
+    _check_last_batch(model, guide, len(data), batch_size)
     for module in {id(m): m for program in (model, guide) for m in modules_of(program).values()}.values():
         module.to(device)
     with contextlib.ExitStack() as stack:
@@ -164,7 +166,7 @@ def fit(
         _begin(training, folder, config, source)
         _say_header(training)
         training.loop()
-        training.use_best()
+        use_best(training)
         if folder is not None:
             progress.say(f"run saved in {folder}")
     return run
@@ -295,6 +297,16 @@ def _text(value: Any) -> Any:
     name = getattr(value, "__qualname__", None) or type(value).__qualname__
     numbers = {k: v for k, v in sorted(getattr(value, "__dict__", {}).items()) if isinstance(v, int | float | bool)}
     return f"{name}({', '.join(f'{k}={v}' for k, v in numbers.items())})" if numbers else name
+
+
+def _check_last_batch(model: Program, guide: Program, n: int, batch_size: int) -> None:
+    """BatchNorm has no variance of one datum, and torch says so only after an epoch's work."""
+    modules = [m for program in (model, guide) for root in modules_of(program).values() for m in root.modules()]
+    if 1 in (n % batch_size, batch_size) and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in modules):
+        raise ProgramError(
+            f"BatchNorm in training mode needs at least 2 data a batch, and {n} data in batches of {batch_size} leave a batch of 1",
+            mend=[f"batch_size={batch_size + 1}", "a normalisation without batches (LayerNorm), which also keeps data independent"],
+        )
 
 
 def _check_arguments(

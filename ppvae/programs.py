@@ -120,7 +120,8 @@ class Terms:
     def rate(self) -> Tensor:
         """log q(z | x) - log p(z), (K, n)."""
         prior = [term for name, term in self.log_p.items() if name not in self.observed]
-        return sum(self.log_q.values()) - sum(prior)  # type: ignore[return-value]
+        nothing = torch.zeros_like(self.distortion)  # a model without per-datum latents has no rate
+        return sum(self.log_q.values(), nothing) - sum(prior, nothing)
 
 
 class Pair:

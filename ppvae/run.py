@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,12 +22,12 @@ from ppvae import build, checkpoint, factory, noise
 from ppvae.batches import Batch, each, take, tensors
 from ppvae.errors import LockedError, RunError, UnreliableWarning
 from ppvae.leaves import leaves_of_pair
-from ppvae.modules import Program, eval_mode
+from ppvae.modules import Program, eval_mode, modules_of
 from ppvae.programs import latent_sites, sample_sites, trace
 from ppvae.state import create_missing, named_tensors, restore
 from ppvae.support import unwrapped
 
-CONFIG, PROGRAM, HISTORY, TEMPLATE = "config.json", "program.json", "history.jsonl", "template"
+CONFIG, PROGRAM, HISTORY, ENVIRONMENT, TEMPLATE = "config.json", "program.json", "history.jsonl", "environment.json", "template"
 
 
 class Stored:
@@ -150,6 +151,10 @@ def describe_programs(model: Program, guide: Program, source: Mapping[str, str] 
     """How to make the programs again: by a user's file, by our classes and their arguments, or by the caller."""
     if source is not None:
         return {"how": "file", **source}
+    roots = [list(modules_of(program).values()) for program in (model, guide)]
+    own, other = ({id(t) for module in modules for t in module.parameters()} for modules in roots)
+    if own & other:  # two records would make two networks of what is one
+        return {"how": "python", "why": "model and guide share parameters"}
     try:
         return {"how": "constructors", "model": build.to_json(model), "guide": build.to_json(guide)}
     except RunError as error:
@@ -157,10 +162,13 @@ def describe_programs(model: Program, guide: Program, source: Mapping[str, str] 
 
 
 def write_description(folder: Path, programs: dict[str, Any], config: Mapping[str, Any], x: Batch) -> None:
-    """Write what a run needs besides its checkpoints: config, programs, and two rows of data as a template."""
+    """Write what a run needs besides its checkpoints: config, programs, two rows of data as a template, and the versions and threads
+    that equality bit for bit is conditional on."""
     rows = take(x, slice(0, 2))
     structure = "tensor" if isinstance(x, Tensor) else list(x) if isinstance(x, dict) else len(x)
     checkpoint.save(folder, TEMPLATE, {str(i): part for i, part in enumerate(tensors(rows).values())}, {"structure": structure})
+    environment = {"python": platform.python_version(), "torch": torch.__version__, "pyro": pyro.__version__}
+    checkpoint.write_json(folder / ENVIRONMENT, environment | {"threads": torch.get_num_threads(), "machine": platform.machine()})
     checkpoint.write_json(folder / PROGRAM, programs)
     checkpoint.write_json(folder / CONFIG, config)
 
@@ -218,6 +226,10 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
     name, saved, kept, damaged = sound
     for problem in damaged:
         warnings.warn(f"{problem}; {name} is loaded", UnreliableWarning, stacklevel=2)
+    if programs["how"] == "constructors":  # made in this process's default dtype
+        dtype = next((t.dtype for t in saved.values() if t.is_floating_point()), torch.get_default_dtype())
+        for module in (*modules_of(model).values(), *modules_of(guide).values()):
+            module.to(dtype)
     device = next((t.device for t in named_tensors(model, guide).values()), torch.device("cpu"))
     with pyro.get_param_store().scope() as store:
         here = fingerprint(model, guide, each(template, lambda part: part.to(device)))

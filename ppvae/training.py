@@ -6,24 +6,19 @@ seed of their own, hash(seed, what, where).
 
 from __future__ import annotations
 
-import json
+import functools
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from pyro.infer import TraceEnum_ELBO
-from pyro.optim import PyroOptim
-from pyro.optim.optim import _load_state_dict
-from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
-from ppvae import checkpoint, noise
-from ppvae.batches import Batch, each, num_data, take
+from ppvae import noise
+from ppvae.batches import Batch, each, take
 from ppvae.data import Data
 from ppvae.diagnose import diagnose
 from ppvae.errors import DivergedError
@@ -32,8 +27,9 @@ from ppvae.modules import Program, eval_mode, modules_of
 from ppvae.objectives import Weight, weight_at
 from ppvae.programs import Pair
 from ppvae.progress import Progress
-from ppvae.run import HISTORY, Run
-from ppvae.state import create_missing, named_tensors, restore, snapshot, store_constraints
+from ppvae.resume import forget_gradients, go_on_from, write_checkpoint
+from ppvae.run import Run
+from ppvae.state import named_tensors, snapshot
 from ppvae.svi import SVI, OneOptimizer
 
 
@@ -94,9 +90,9 @@ class Training:
         first = self._batch(0, 0)
         if saved is None:
             self.svi.prepare(first)
-            self._forget_gradients()
+            forget_gradients(self.svi.leaves)
         else:
-            self._go_on_from(first, *saved)
+            go_on_from(self, first, *saved)
         self._guess_nesting(first)
         if self.scheduler is not None and isinstance(self.svi.optim, OneOptimizer) and self.torch_scheduler is None:
             self.torch_scheduler = self.scheduler(self.svi.optim.torch_optimizer)  # type: ignore[arg-type]
@@ -125,11 +121,6 @@ class Training:
             self.position.stopped = "finished"
         self.save()
 
-    def _forget_gradients(self) -> None:
-        """What an earlier backward pass of the caller's left in the modules is none of this run's first step."""
-        for leaf in self.svi.leaves:
-            leaf.grad = None
-
     def _guess_nesting(self, first: Batch) -> None:
         """Let Pyro find its plates now: it does so in the first call by draws of its own, and the first step here may be any."""
         objective = self.svi.objective
@@ -142,7 +133,7 @@ class Training:
         rows = self._rows(self.position.epoch, batch)
         x = self._batch(self.position.epoch, batch)
         n, total = len(rows), len(self.data)
-        buffers = [(buffer, buffer.clone()) for buffer in self._buffers()]
+        buffers = [(buffer, buffer.clone()) for buffer in self._buffers]
         self._seed_step()
         try:
             if self.has_globals:  # data terms stand for the whole set, the global ones for themselves; both per datum
@@ -166,6 +157,7 @@ class Training:
         self.position.loss_sum += loss * n
         self.position.norm_sum += self.svi.gradient_norm
 
+    @functools.cached_property
     def _buffers(self) -> list[Tensor]:
         modules = [module for program in (self.model, self.guide) for module in modules_of(program).values()]
         return list({id(buffer): buffer for module in modules for buffer in module.buffers()}.values())
@@ -200,7 +192,9 @@ class Training:
         position.history.append(row)
         self.run.history = position.history
         self._choose(row)
-        if self.torch_scheduler is not None:
+        if isinstance(self.torch_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.torch_scheduler.step(-row.get("validation_elbo", row["train_elbo"]))
+        elif self.torch_scheduler is not None:
             self.torch_scheduler.step()
         elif hasattr(self.svi.optim, "pt_scheduler_constructor"):  # a PyroLRScheduler is optimizer and scheduler in one
             self.svi.optim.step()
@@ -248,10 +242,12 @@ class Training:
         if self.best is None or row["validation_elbo"] > self.best["value"]:
             tensors = snapshot(named_tensors(self.model, self.guide, self.svi.leaves))
             self.best = {"epoch": row["epoch"], "value": row["validation_elbo"], "tensors": tensors}
-        elif self._out_of_patience():
+        elif self.out_of_patience:
             self.position.stopped = "patience"
 
-    def _out_of_patience(self) -> bool:
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether so many epochs have passed since the best one."""
         return self.patience is not None and self.best is not None and self.position.epoch - self.best["epoch"] >= self.patience
 
     def _weights_stand_still(self) -> bool:
@@ -265,97 +261,9 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint and the history, where the run has a folder."""
         self.run.stopped = self.position.stopped
-        if self.run.folder is None:
-            return
-        live = named_tensors(self.model, self.guide, self.svi.leaves)
-        names = {id(t): name for name, t in live.items()}
-        optim = self.svi.optim
-        state = {
-            "position": {**asdict(self.position), "history": None},
-            "steps_taken": self.svi.steps_taken,
-            "leaves": [names[id(leaf)] for leaf in self.svi.leaves],
-            "groups": [[names[id(p)] for p in group] for group in optim.groups] if isinstance(optim, OneOptimizer) else None,
-            "optimizer": _optimizer_state(optim),
-            "scheduler": self._scheduler_state(),
-            "best": self.best,
-            "with_gradient": [name for name, t in live.items() if t.grad is not None],
-            "constraints": store_constraints(),
-            "stopped": self.position.stopped,
-            "history": json.dumps(self.position.history),
-        }
-        folder = self.run.folder / "checkpoints"
-        checkpoint.save(folder, f"step-{self.svi.steps_taken:08d}", live, state)
-        checkpoint.prune(folder)
-        lines = "".join(json.dumps(row) + "\n" for row in self.position.history)
-        checkpoint.write_atomically(self.run.folder / HISTORY, lines.encode())
-        self._saved_at = time.monotonic()
-
-    def _scheduler_state(self) -> Any:
-        if self.torch_scheduler is None:
-            return None
-        return {k: v for k, v in self.torch_scheduler.state_dict().items() if not callable(v)}
-
-    def _go_on_from(self, first: Batch, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.svi.prepare_leaves(first)
-        self._forget_gradients()
-        create_missing(tensors, state["constraints"], self.device)  # after the programs: what they register is their own tensor
-        live = named_tensors(self.model, self.guide, self.svi.leaves)
-        restore(live, tensors)
-        self.svi.leaves = [live[name] for name in state["leaves"]]
-        optim = self.svi.optim
-        if isinstance(optim, OneOptimizer):
-            optim.start([[live[name] for name in group] for group in state["groups"]])
-            if self.scheduler is not None:
-                self.torch_scheduler = self.scheduler(optim.torch_optimizer)  # type: ignore[arg-type]
-                self.torch_scheduler.load_state_dict(state["scheduler"])
-            optim.torch_optimizer.load_state_dict(state["optimizer"])  # type: ignore[union-attr]
-            _mark_stepped(optim.torch_optimizer, state["steps_taken"])
-        else:
-            _go_on_with(optim, state["optimizer"], state["steps_taken"])
-            for name in state.get("with_gradient", []):  # Pyro leaves zeros behind a step, and Adam moves by them where None is skipped
-                live[name].grad = torch.zeros_like(live[name])
-        self.svi.steps_taken = state["steps_taken"]
-        self.position = Position(**{**state["position"], "history": json.loads(state["history"]), "stopped": "running"})
-        self.run.history = self.position.history
-        self.best = state["best"]
-        if state["stopped"] == "patience" and self._out_of_patience():
-            self.position.stopped = "patience"
-
-    def use_best(self) -> None:
-        """Give the programs the parameters of the best epoch."""
-        if self.best is not None:
-            live = named_tensors(self.model, self.guide, self.svi.leaves)
-            store = pyro.get_param_store()
-            for name in list(store):
-                key = f"param.{normalize_param_name(name)}"
-                if key in live and key not in self.best["tensors"]:  # born after the best epoch: there it had the value it is born with
-                    del store[name], live[key]
-            restore(live, self.best["tensors"])
-            self.run.best_epoch = self.best["epoch"]
-
-
-def _optimizer_state(optim: Any) -> Any:
-    if not isinstance(optim, OneOptimizer):
-        return optim.get_state()
-    return optim.torch_optimizer.state_dict() if optim.torch_optimizer is not None else {}
-
-
-def _go_on_with(optim: PyroOptim, states: dict[str, Any], steps_taken: int) -> None:
-    """Give a pyro.optim optimizer its state back at once. ``set_state`` would hold it until each parameter's next step, and a save or
-    a scheduler's step before that would lose it."""
-    store = pyro.get_param_store()
-    for name, state in states.items():
-        constrained: Any = store[name]
-        param = constrained.unconstrained()
-        own = optim.optim_objs[param] = optim._get_optim(param)
-        optim.grad_clip[param] = optim._get_grad_clip(param)
-        _load_state_dict(own, state)
-        _mark_stepped(getattr(own, "optimizer", own), steps_taken)
-
-
-def _mark_stepped(optimizer: Any, steps_taken: int) -> None:
-    """Schedulers warn where they step before their optimizer has; on going on, it has."""
-    optimizer._opt_called = steps_taken > 0
+        if self.run.folder is not None:
+            write_checkpoint(self, self.run.folder)
+            self._saved_at = time.monotonic()
 
 
 def still(weight: Weight, step: int, last: int) -> bool:
@@ -366,16 +274,3 @@ def still(weight: Weight, step: int, last: int) -> bool:
 def rows_measured(data: Data, validation: Data | None) -> int:
     """How many training rows each epoch is measured on: as many as validate, at least 1,000, at most all."""
     return min(len(data), max(1000, len(validation) if validation is not None else 0))
-
-
-def environment() -> dict[str, Any]:
-    """What equality bit for bit is conditional on."""
-    return {
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "threads": torch.get_num_threads(),
-        "pid": os.getpid(),
-    }
-
-
-__all__ = ["Position", "Training", "environment", "num_data", "rows_measured", "still"]

@@ -754,3 +754,20 @@ def test_interrupted_run_is_running(tmp_path):
 def test_run_prints_its_end(tmp_path):
     run = drifting(0.24, epochs=50, patience=3, out=tmp_path / "run")
     assert str(run) == f"run {tmp_path / 'run'}: 5 epochs, parameters of epoch 2, patience"
+
+
+def test_batch_norm_refuses_a_leftover_of_one_datum_before_the_first_step():
+    model, guide = pairs.with_batch_norm()
+    with pytest.raises(ProgramError) as raised:
+        ppvae.fit(model, guide, pairs.binary(21), epochs=1, batch_size=10)
+    assert raised.value.problem == (
+        "BatchNorm in training mode needs at least 2 data a batch, and 21 data in batches of 10 leave a batch of 1"
+    )
+
+
+def test_a_plateau_scheduler_lowers_the_rate_when_the_elbo_stands_still():
+    model, guide = pairs.ours()
+    frozen = functools.partial(torch.optim.SGD, lr=1e-3)
+    plateau = functools.partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.5, threshold=1e6, threshold_mode="abs")
+    run = ppvae.fit(model, guide, pairs.binary(20), epochs=3, optimizer=frozen, scheduler=plateau)
+    assert [row["learning_rate"] for row in run.history] == [1e-3, 1e-3, 5e-4]

@@ -33,7 +33,7 @@ SOURCES = {
 RUNNING = {"programs", "batches", "modules", "support", "noise"}  # programs.py and what it stands on
 STEPS = {"importance", "simulate", "check", "objectives", "capture"}
 RECORDS = {"data", "build", "factory", "state", "checkpoint", "run", "progress"}
-TRAINING = {"diagnose", "evaluation", "training"}  # the parts of fit.py that have a file of their own
+TRAINING = {"diagnose", "evaluation", "training", "resume"}  # the parts of fit.py that have a file of their own
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "noise": set(),
@@ -64,7 +64,8 @@ ALLOWED: dict[str, set[str]] = {
     "run": RUNNING | {"data", "build", "factory", "state", "checkpoint", "leaves"},
     "svi": RUNNING | STEPS | RECORDS | {"leaves"},
     "diagnose": RUNNING | {"svi"},
-    "training": RUNNING | STEPS | RECORDS | {"svi", "diagnose", "evaluation"},
+    "resume": RUNNING | RECORDS | {"svi"},
+    "training": RUNNING | STEPS | RECORDS | {"svi", "diagnose", "evaluation", "resume"},
     "fit": RUNNING | STEPS | RECORDS | {"svi"} | TRAINING,
     "models": {"nn", "families", "build"},
     "guides": {"nn", "families", "build"},

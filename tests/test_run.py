@@ -334,3 +334,24 @@ def test_tensors_of_a_loaded_run_are_those_of_the_run(tmp_path):
     run = trained(pairs.with_batch_norm, pairs.binary(), tmp_path / "run")
     found = ppvae.load(tmp_path / "run", *pairs.with_batch_norm())
     torch.testing.assert_close(named_tensors(found.model, found.guide), named_tensors(run.model, run.guide), rtol=0, atol=0)
+
+
+def test_a_run_in_float64_loads_in_a_float32_process(tmp_path):
+    model, guide = pairs.ours()
+    x = pairs.binary(20)
+    run = ppvae.fit(model, guide, x, epochs=1, out=tmp_path / "run")
+    before = ppvae.log_weights(run.model, run.guide, x, num_particles=2)
+    torch.set_default_dtype(torch.float32)
+    loaded = ppvae.load(tmp_path / "run")
+    assert torch.equal(before, ppvae.log_weights(loaded.model, loaded.guide, x, num_particles=2))
+
+
+def test_a_network_that_model_and_guide_share_is_handed_in_again(tmp_path):
+    shared = MLP(2, [], 6)
+    model = models.Bernoulli(shared, 2)
+    guide = guides.DiagonalNormal(torch.nn.Sequential(MLP(6, [], 2), shared, torch.nn.Linear(6, 4)), 2)
+    x = pairs.binary(20)
+    ppvae.fit(model, guide, x, epochs=1, out=tmp_path / "run")
+    with pytest.raises(RunError, match="were built in Python \\(model and guide share parameters\\), so hand them in"):
+        ppvae.load(tmp_path / "run")
+    assert ppvae.load(tmp_path / "run", model, guide).folder == tmp_path / "run"
