@@ -18,7 +18,7 @@ class Comparison:
 
     Attributes:
         pointwise: (N,).
-        pointwise_se: (N,), Monte Carlo error of the difference.
+        pointwise_se: (N,), Monte Carlo error of the difference, as of independent draws: evaluate the two with different seeds.
         source: Of the first.
     """
 

@@ -13,7 +13,8 @@ from ppvae.batches import Batch
 from ppvae.data import Data
 from ppvae.importance import Streamed
 from ppvae.modules import Program
-from ppvae.programs import Pair
+from ppvae.pair import Pair
+from ppvae.stream import stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +69,20 @@ def elbo(model: Program, guide: Program, x: Data | Batch, *, num_particles: int 
     References:
         Kingma, Welling (2014), Auto-encoding variational Bayes, sec. 2.2. Alemi et al. (2018), Fixing a broken ELBO, sec. 3.
     """
-    batch = batch_of(x)
+    batch = batch_of(x, model, guide)
     pair = Pair(model, guide, batch, seed)
     n = pair.num_data
-    parts = {name: torch.zeros(n, dtype=torch.float64) for name in ("pointwise", "pointwise_se", "rate", "distortion")}
-    streams: dict[int, Streamed] = {}
-    for terms in pair.stream(batch, num_particles=num_particles, seed=seed):
-        stream = streams.setdefault(terms.rows.start, Streamed(num_particles, terms.rows.stop - terms.rows.start))
-        stream.add(terms.log_weights)
+    names = ("pointwise", "pointwise_se", "rate", "distortion")
+    parts = {name: torch.full((n,), torch.nan, dtype=torch.float64) for name in names}
+    sums: Streamed | None = None
+    for terms in stream(pair, batch, num_particles=num_particles, seed=seed):
+        if sums is None:
+            sums = Streamed(num_particles, terms.rows.stop - terms.rows.start)
+            parts["rate"][terms.rows] = parts["distortion"][terms.rows] = 0.0
+        sums.add(terms.log_weights)
         parts["rate"][terms.rows] += terms.rate.sum(0).cpu() / num_particles
         parts["distortion"][terms.rows] += terms.distortion.sum(0).cpu() / num_particles
-        if stream.count == num_particles:
-            parts["pointwise"][terms.rows] = stream.mean
-            parts["pointwise_se"][terms.rows] = stream.mean_se
-            del streams[terms.rows.start]
+        if sums.count == num_particles:
+            parts["pointwise"][terms.rows], parts["pointwise_se"][terms.rows] = sums.mean, sums.mean_se
+            sums = None
     return ELBO(**parts, num_particles=torch.full((n,), num_particles), source=provenance(x, pair, seed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppvae.batches import Batch, tensors
+from ppvae.batches import Batch, digest, tensors
 from ppvae.data import Data
-from ppvae.programs import Pair
+from ppvae.modules import Program
+from ppvae.pair import Pair
+from ppvae.programs import on_device_of
 from ppvae.support import warn_relaxed
 
 
@@ -65,9 +66,9 @@ class Provenance:
         return asdict(self)
 
 
-def batch_of(x: Data | Batch) -> Batch:
-    """The tensors of ``x``."""
-    return x.x if isinstance(x, Data) else x
+def batch_of(x: Data | Batch, *programs: Program) -> Batch:
+    """The tensors of ``x``, on the device of the programs."""
+    return on_device_of(x.x if isinstance(x, Data) else x, *programs)
 
 
 def provenance(x: Data | Batch, pair: Pair, seed: int) -> Provenance:
@@ -81,13 +82,8 @@ def describe(x: Data | Batch) -> dict[str, Any]:
     """Name, split, binarisation and hash of a ``Data``; the hash of plain tensors."""
     if isinstance(x, Data):
         return x.describe()
-    digest = hashlib.sha256()
-    for name, part in tensors(x).items():
-        if len(tensors(x)) > 1:
-            digest.update(f"{name}{part.dtype}{tuple(part.shape)}".encode())
-        digest.update(part.detach().cpu().contiguous().numpy().tobytes())
     first = next(iter(tensors(x).values()))
-    return {"name": "tensors", "num_data": len(first), "event_shape": list(first.shape[1:]), "sha256": digest.hexdigest()}
+    return {"name": "tensors", "num_data": len(first), "event_shape": list(first.shape[1:]), "sha256": digest(x)}
 
 
 def label(source: Provenance) -> str:

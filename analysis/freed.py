@@ -18,7 +18,8 @@ from ppvae.batches import Batch, take
 from ppvae.coordinates import Coordinates
 from ppvae.errors import FamilyError
 from ppvae.families import DiagonalNormal, Family, FullRankNormal
-from ppvae.programs import Pair, measuring, trace
+from ppvae.pair import Pair
+from ppvae.programs import measuring, trace
 from ppvae.support import unwrapped
 
 BLOCK = 1024
@@ -93,6 +94,7 @@ def start_of(pair: Pair, x: Batch, family: str, seed: int) -> Normals | Freed:
     """
     if not pair.latents:
         raise FamilyError("the model has no latent site in the data plate, so there is no posterior to refine")
+    _refuse_masks_and_globals(pair, x, seed)
     if family == "same":
         return _same(pair, x, seed)
     coordinates = Coordinates(pair, x, seed)
@@ -109,6 +111,21 @@ def start_of(pair: Pair, x: Batch, family: str, seed: int) -> Normals | Freed:
     else:
         m, scale_tril = _moments(pair, coordinates, x, seed, family == "full_rank")
     return Normals(coordinates, m, scale_tril, structure.to(m.dtype))
+
+
+def _refuse_masks_and_globals(pair: Pair, x: Batch, seed: int) -> None:
+    if pair.globals:
+        raise FamilyError(
+            f"the sites {sorted(pair.globals)} are global, and a local posterior belongs to one datum",
+            mend="measure elbo and log_likelihood, which condition on a draw of the global sites",
+        )
+    for name, site in _distributions(pair, x, slice(0, min(pair.num_data, BLOCK)), seed).items():
+        if site["mask"] is not None or type(site["fn"]).__name__ == "MaskedDistribution":
+            raise FamilyError(
+                f"the latent site '{name}' is masked, and a local posterior has no mask",
+                where=f"site '{name}'",
+                mend="mask the observed sites alone, or refine the rows that are not masked",
+            )
 
 
 def _moments(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, full: bool) -> tuple[Tensor, Tensor]:
@@ -184,6 +201,12 @@ def _normals(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, kinds: d
             site = sites[place.name]
             base = unwrapped(site["fn"])
             if kinds[place.name] == "MultivariateNormal":
+                if base.scale_tril.dim() != 3:
+                    raise FamilyError(
+                        f"the guide's site '{place.name}' is a MultivariateNormal with more batch dims than the data's",
+                        where=f"site '{place.name}'",
+                        mend="refine by family 'full_rank'",
+                    )
                 root[:, place.place, place.place] = base.scale_tril
             else:
                 scale = coordinates.pack_one(place, _as_value(pair, site, "scale"))[0]

@@ -16,16 +16,17 @@ from ppvae import noise
 from ppvae.analysis.estimate import Estimate, Provenance, as_lists, batch_of, label, mean_of
 from ppvae.analysis.local import LocalPosterior, LocalUnconstrained
 from ppvae.analysis.log_likelihood import LogLikelihood, log_likelihood
-from ppvae.analysis.refine import refine
+from ppvae.analysis.refine import check_refinement, refine
 from ppvae.batches import Batch
 from ppvae.data import Data
-from ppvae.errors import FamilyError
-from ppvae.importance import Streamed
+from ppvae.errors import FamilyError, check_count
+from ppvae.importance import Streamed, k_hat_threshold
 from ppvae.modules import Program
-from ppvae.programs import Pair
+from ppvae.pair import Pair
+from ppvae.programs import measuring
+from ppvae.stream import stream
 
 LARGEST_FULL_RANK = 200  # latent dimensions up to which the reference's proposal has a full covariance
-REFERENCE_K_HAT = 0.7
 REFERENCES = ("auto", "exact", "importance")
 
 
@@ -41,6 +42,7 @@ class InferenceGaps:
         refined: L[q*] by family.
         reference: Name of the reference.
         reference_k_hat: k-hat of an importance-weighted reference, -inf for an exact one.
+        reference_threshold: The k-hat above which that reference should not be believed.
         gain: What the last doubling of the first family's steps gained: about what its L[q*] still lacks.
         source: Where the numbers came from.
     """
@@ -57,6 +59,7 @@ class InferenceGaps:
     refined: dict[str, Tensor]
     reference: str
     reference_k_hat: Tensor
+    reference_threshold: float
     gain: Tensor
     source: Provenance
 
@@ -67,8 +70,9 @@ class InferenceGaps:
     def __str__(self) -> str:
         gaps = ", ".join(f"{name} gap {self.mean(name)}" for name in ("inference", "approximation", "amortization"))
         first = next(iter(self.refined))
-        share = 100 * (self.reference_k_hat > REFERENCE_K_HAT).double().mean()
-        doubt = f", k-hat above {REFERENCE_K_HAT} at {share:.1f} %" if self.reference.startswith("importance") else ""
+        share = 100 * (~(self.reference_k_hat <= self.reference_threshold)).double().mean()
+        weighted = self.reference.startswith("importance")
+        doubt = f", k-hat above {self.reference_threshold:.2f} at {share:.1f} %" if weighted else ""
         return f"{gaps} nats (N={len(self.elbo)}, family {first}; log p(x) by {self.reference}{doubt}; {label(self.source)})"
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,11 +114,18 @@ def inference_gaps(
     References:
         Cremer, Li, Duvenaud (2018), Inference suboptimality in variational autoencoders, sec. 3.
     """
+    families = (families,) if isinstance(families, str) else tuple(families)
     if not families:
         raise FamilyError("families names at least one family, as ('same',)")
+    for family in families:
+        check_refinement(family, num_draws, max_steps, tolerance)
+    check_count("num_particles", num_particles)
+    check_count("num_reference", num_reference)
     if reference not in REFERENCES:
         raise ValueError(f"reference is one of {', '.join(REFERENCES)}, got {reference!r}")
-    batch = batch_of(x)
+    if reference == "exact" and not hasattr(model, "log_evidence"):
+        raise FamilyError("reference='exact' needs a model with log_evidence(x)", mend="reference='importance'")
+    batch = batch_of(x, model, guide)
     how: dict[str, Any] = {"max_steps": max_steps, "num_draws": num_draws, "tolerance": tolerance, "seed": seed}
     found = {name: refine(model, guide, x, family=name, num_particles=1, **how) for name in dict.fromkeys(families)}
     first = found[families[0]]
@@ -137,6 +148,7 @@ def inference_gaps(
         refined={family: values[2] for family, values in bounds.items()},
         reference=name,
         reference_k_hat=k_hat,
+        reference_threshold=k_hat_threshold(num_reference),
         gain=first.gain,
         source=first.source,
     )
@@ -145,16 +157,16 @@ def inference_gaps(
 def _paired_bounds(model: Program, guide: Program, local: Program, x: Batch, num_particles: int, seed: int) -> tuple[Tensor, ...]:
     """L[q], L[q*] and L[q*] - L[q] with their errors, block by block from the same seeds."""
     pairs = Pair(model, guide, x, seed), Pair(model, local, x, seed)
-    found = [torch.zeros(pairs[0].num_data, dtype=torch.float64) for _ in range(6)]
-    streams: list[Streamed] = []
-    for one, other in zip(*(p.stream(x, num_particles=num_particles, seed=seed) for p in pairs), strict=True):
-        streams = streams or [Streamed(num_particles, one.rows.stop - one.rows.start) for _ in range(3)]
-        for stream, values in zip(streams, (one.log_weights, other.log_weights, other.log_weights - one.log_weights), strict=True):
-            stream.add(values)
-        if streams[0].count == num_particles:
-            for i, stream in enumerate(streams):
-                found[2 * i][one.rows], found[2 * i + 1][one.rows] = stream.mean, stream.mean_se
-            streams = []
+    found = [torch.full((pairs[0].num_data,), torch.nan, dtype=torch.float64) for _ in range(6)]
+    sums: list[Streamed] = []
+    for one, other in zip(*(stream(p, x, num_particles=num_particles, seed=seed) for p in pairs), strict=True):
+        sums = sums or [Streamed(num_particles, one.rows.stop - one.rows.start) for _ in range(3)]
+        for total, values in zip(sums, (one.log_weights, other.log_weights, other.log_weights - one.log_weights), strict=True):
+            total.add(values)
+        if sums[0].count == num_particles:
+            for i, total in enumerate(sums):
+                found[2 * i][one.rows], found[2 * i + 1][one.rows] = total.mean, total.mean_se
+            sums = []
     return tuple(found)
 
 
@@ -162,14 +174,13 @@ def _reference(
     model: Program, guide: Program, x: Data | Batch, reference: str, found: dict[str, Any], num_particles: int, how: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor, str]:
     """log p(x) with its error and k-hat, (N,), and what it is called."""
-    batch = batch_of(x)
+    batch = batch_of(x, model, guide)
     if reference == "auto":
         reference = "exact" if hasattr(model, "log_evidence") else "importance"
     if reference == "exact":
-        if not hasattr(model, "log_evidence"):
-            raise FamilyError("reference='exact' needs a model with log_evidence(x)", mend="reference='importance'")
-        with torch.no_grad():
-            exact = model.log_evidence(batch).double().cpu()
+        closed: Any = model
+        with measuring(model):
+            exact = closed.log_evidence(batch).double().cpu()
         return exact, torch.zeros_like(exact), torch.full_like(exact, -torch.inf), "its closed form"
     weighted = _weighted(model, guide, x, found, num_particles, how)
     return weighted.pointwise, weighted.pointwise_se, weighted.k_hat, f"importance weights, K={num_particles}, {weighted.proposal}"
@@ -186,12 +197,10 @@ def _weighted(
             proposal = refine(model, guide, x, family="full_rank", num_particles=1, **how).guide
         except FamilyError:  # a discrete latent: the first family's posteriors propose
             proposal = None
-    if proposal is None:
-        first = next(iter(found.values())).guide
-        return log_likelihood(model, guide, x, num_particles=num_particles, proposal=first, seed=noise.derived_seed(how["seed"], "px"))
     factor = 1.2 if _latent_dim(found) <= 5 else 1.05  # an unwidened posterior has heavy weights' tails where it is too narrow
-    wide = proposal.widened(factor)
-    return log_likelihood(model, guide, x, num_particles=num_particles, proposal=wide, seed=noise.derived_seed(how["seed"], "px"))
+    drawn_from = proposal.widened(factor) if proposal is not None else next(iter(found.values())).guide
+    seed = noise.derived_seed(how["seed"], "px")
+    return log_likelihood(model, guide, x, num_particles=num_particles, proposal=drawn_from, seed=seed)
 
 
 def _latent_dim(found: dict[str, Any]) -> int:

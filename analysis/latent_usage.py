@@ -13,9 +13,12 @@ from ppvae import noise
 from ppvae.analysis.estimate import Provenance, as_lists, batch_of, label, provenance
 from ppvae.batches import Batch, take
 from ppvae.data import Data
+from ppvae.errors import check_count
 from ppvae.evaluation import ACTIVE, unit_variances
 from ppvae.modules import Program
-from ppvae.programs import Pair, measuring
+from ppvae.pair import Pair
+from ppvae.programs import measuring
+from ppvae.stream import stream
 from ppvae.support import unwrapped
 
 
@@ -24,7 +27,8 @@ class LatentUsage:
     """How the latents of a pair are used on a set of data, nats.
 
     Attributes:
-        kl: Mean over the data of E_q[log q - log p] by site, (): their sum is the mean rate.
+        kl: Mean over the data of E_q[log q - log p] by site, (): their sum is the mean rate. An auxiliary site of the guide, which
+            has no prior, stands there with E_q[log q].
         kl_se: Standard error over the data, by site.
         kl_per_dimension: By site, (Z,), where guide and prior factorise over the event; sites where they do not are missing.
         unit_variance: Var_x(E_q[z_u]) by site, (Z,); a unit is active above 0.01.
@@ -80,14 +84,17 @@ def latent_usage(
     References:
         Burda, Grosse, Salakhutdinov (2016), sec. 5.1.2, active units. Hoffman, Johnson (2016), ELBO surgery, sec. 2.
     """
-    batch = batch_of(x)
+    batch = batch_of(x, model, guide)
     pair = Pair(model, guide, batch, seed)
+    check_count("num_mutual", num_mutual)
     sums: dict[str, Tensor] = {name: torch.zeros(pair.num_data, dtype=torch.float64) for name in pair.latents}
     rate = torch.zeros(pair.num_data, dtype=torch.float64)
-    for terms in pair.stream(batch, num_particles=num_particles, seed=seed):
+    for terms in stream(pair, batch, num_particles=num_particles, seed=seed):
         rate[terms.rows] += terms.rate.sum(0).cpu() / num_particles
-        for name in pair.latents:
-            sums[name][terms.rows] += (terms.log_q[name] - terms.log_p[name]).sum(0).cpu() / num_particles
+        for name in terms.log_q:
+            prior = terms.log_p[name] if name in pair.latents else 0.0  # an auxiliary site of the guide has no prior
+            sums.setdefault(name, torch.zeros(pair.num_data, dtype=torch.float64))
+            sums[name][terms.rows] += (terms.log_q[name] - prior).sum(0).cpu() / num_particles
     information, information_se = _mutual_information(pair, batch, min(num_mutual, pair.num_data), seed)
     n = pair.num_data
     return LatentUsage(
@@ -115,18 +122,16 @@ def _kl_per_dimension(pair: Pair, x: Batch, num_particles: int, seed: int) -> di
                 if found is None:
                     totals.pop(name, None)
                     continue
-                event = found.shape[found.dim() - sites_q[name]["fn"].event_dim :].numel()
-                per_event = found.double().reshape(-1, event)
-                totals[name] = totals.get(name, torch.zeros(event, dtype=torch.float64)) + per_event.mean(0).cpu() * (
-                    rows.stop - rows.start
-                )
+                per_unit = pair.by_datum(found, name, num_particles).double().flatten(2).mean((0, 1)).cpu()
+                totals[name] = totals.get(name, torch.zeros_like(per_unit)) + per_unit * (rows.stop - rows.start)
     return {name: total / pair.num_data for name, total in totals.items()}
 
 
 def _factorised_kl(site_q: Any, site_p: Any) -> Tensor | None:
     """Elementwise KL of two factorised distributions, ([K], n, *event), or None."""
     q, p = unwrapped(site_q["fn"]), unwrapped(site_p["fn"])
-    if q.event_dim or p.event_dim:
+    masked = any(site["mask"] is not None or type(site["fn"]).__name__ == "MaskedDistribution" for site in (site_q, site_p))
+    if q.event_dim or p.event_dim or masked:
         return None
     try:
         return torch.distributions.kl_divergence(q, p).expand(site_q["value"].shape)

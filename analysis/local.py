@@ -13,7 +13,7 @@ from torch.distributions import biject_to
 
 from ppvae.batches import Batch, num_data
 from ppvae.coordinates import SiteCoordinates
-from ppvae.errors import ShapeError
+from ppvae.errors import FamilyError, ShapeError
 from ppvae.families import Family
 
 
@@ -29,6 +29,7 @@ class LocalPosterior:
     def __init__(self, families: dict[str, Family], tables: dict[str, Tensor], name: str) -> None:
         self.families, self.tables, self.name = families, tables, name
         self.num_data = len(next(iter(tables.values())))
+        self.belongs_to: str | None = None  # digest of its data
 
     def rows(self, rows: Tensor | slice) -> LocalPosterior:
         """The local posterior of some of its data."""
@@ -70,6 +71,7 @@ class LocalUnconstrained:
     def __init__(self, sites: list[SiteCoordinates], family: Family, table: Tensor, name: str) -> None:
         self.sites, self.family, self.table, self.name = sites, family, table, name
         self.num_data = len(table)
+        self.belongs_to: str | None = None  # digest of its data
 
     def rows(self, rows: Tensor | slice) -> LocalUnconstrained:
         """The local posterior of some of its data."""
@@ -124,7 +126,13 @@ class FreedSite:
         self.cls = type(distribution)
         self.reinterpreted = event_dim - distribution.event_dim
         self.names = names
-        self.transforms = [biject_to(distribution.arg_constraints[name]) for name in names]
+        limits = [distribution.arg_constraints[name] for name in names]
+        if any(isinstance(bound, Tensor) and bound.numel() > 1 for limit in limits for bound in vars(limit).values()):
+            raise FamilyError(
+                f"a {self.cls.__name__} has parameters that constrain each other, which have no unconstrained form",
+                mend="refine by family 'mean_field' or 'full_rank'",
+            )
+        self.transforms = [biject_to(limit) for limit in limits]
         self.latent_dim = distribution.event_shape.numel()
         self.shapes = []
         for name, transform in zip(names, self.transforms, strict=True):

@@ -11,9 +11,11 @@ from torch import Tensor
 from ppvae.analysis.estimate import Estimate, Provenance, as_lists, batch_of, label, mean_of, provenance, resolution
 from ppvae.batches import Batch
 from ppvae.data import Data
+from ppvae.errors import ArgumentError
 from ppvae.importance import Streamed, k_hat_threshold
 from ppvae.modules import Program
-from ppvae.programs import Pair
+from ppvae.pair import Pair
+from ppvae.stream import stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,7 @@ class LogLikelihood:
         return self.k_hat < self.threshold
 
     def __str__(self) -> str:
-        k_hat = f"k-hat above {self.threshold:.2f} at {100 * (self.k_hat > self.threshold).double().mean():.1f} %"
+        k_hat = f"k-hat above {self.threshold:.2f} at {100 * (~self.trusted).double().mean():.1f} %"
         if self.k_hat.isnan().all():
             k_hat = "no k-hat below 25 particles"
         return (
@@ -93,28 +95,25 @@ def log_likelihood(
         Burda, Grosse, Salakhutdinov (2016), Importance weighted autoencoders, sec. 3.
         Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling.
     """
-    batch = batch_of(x)
+    batch = batch_of(x, model, guide)
     drawn_from = guide if isinstance(proposal, str) else proposal
     name = "guide" if isinstance(proposal, str) else str(getattr(proposal, "name", type(proposal).__name__))
     _check_proposal(proposal)
     pair = Pair(model, drawn_from, batch, seed)
     n = pair.num_data
-    parts = {key: torch.zeros(n, dtype=torch.float64) for key in ("pointwise", "pointwise_se", "ess", "k_hat")}
-    stream: Streamed | None = None
-    for terms in pair.stream(batch, num_particles=num_particles, seed=seed):
-        if stream is None:
-            stream = Streamed(num_particles, terms.rows.stop - terms.rows.start, resolution(batch))
-        stream.add(terms.log_weights)
-        if stream.count == num_particles:
-            parts["pointwise"][terms.rows] = stream.log_mean_weight
-            parts["pointwise_se"][terms.rows] = stream.log_mean_weight_se
-            parts["ess"][terms.rows] = stream.ess
-            parts["k_hat"][terms.rows] = stream.k_hat
-            stream = None
+    parts = {key: torch.full((n,), torch.nan, dtype=torch.float64) for key in ("pointwise", "pointwise_se", "ess", "k_hat")}
+    sums: Streamed | None = None
+    for terms in stream(pair, batch, num_particles=num_particles, seed=seed):
+        sums = sums or Streamed(num_particles, terms.rows.stop - terms.rows.start, resolution(batch))
+        sums.add(terms.log_weights)
+        if sums.count == num_particles:
+            parts["pointwise"][terms.rows], parts["pointwise_se"][terms.rows] = sums.log_mean_weight, sums.log_mean_weight_se
+            parts["ess"][terms.rows], parts["k_hat"][terms.rows] = sums.ess, sums.k_hat
+            sums = None
     counts = torch.full((n,), num_particles)
     return LogLikelihood(**parts, num_particles=counts, source=provenance(x, pair, seed), proposal=name)
 
 
 def _check_proposal(proposal: Program | str) -> None:
-    if isinstance(proposal, str) and proposal != "guide":
-        raise ValueError(f"proposal is 'guide' or a program for these data, got {proposal!r}")
+    if not callable(proposal) and proposal != "guide":
+        raise ArgumentError(f"proposal is 'guide' or a program for these data, got {proposal!r}")

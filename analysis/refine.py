@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,11 +22,12 @@ from ppvae.analysis.elbo import elbo
 from ppvae.analysis.estimate import Estimate, Provenance, as_lists, batch_of, label, mean_of
 from ppvae.analysis.freed import Freed, Normals, start_of
 from ppvae.analysis.local import LocalPosterior, LocalUnconstrained
-from ppvae.batches import Batch, take
+from ppvae.batches import Batch, digest, take
 from ppvae.data import Data
-from ppvae.errors import FamilyError
+from ppvae.errors import ArgumentError, FamilyError, check_count
 from ppvae.modules import Program
-from ppvae.programs import Pair, measuring
+from ppvae.pair import Pair
+from ppvae.programs import measuring
 
 FIRST_CHECK, COMMON_DRAWS = 40, 128
 ROWS_PER_CALL = 4096
@@ -107,16 +108,25 @@ def refine(
         Kim, Wiseman, Miller, Sontag, Rush (2018), Semi-amortized variational autoencoders, sec. 3.
         Roeder, Wu, Duvenaud (2017), Sticking the landing. Khan, Lin (2017), Conjugate-computation variational inference.
     """
-    if family not in FAMILIES:
-        raise FamilyError(f"family is one of {', '.join(FAMILIES)}, got {family!r}")
-    batch = batch_of(x)
+    check_refinement(family, num_draws, max_steps, tolerance)
+    batch = batch_of(x, model, guide)
     pair = Pair(model, guide, batch, seed)
     start = start_of(pair, batch, family, seed)
     schedule = Schedule(pair.num_data, num_draws, max_steps, tolerance, seed)
     fitted = _fit_normals(start, pair, batch, schedule) if isinstance(start, Normals) else _fit_freed(start, pair, batch, schedule)
-    fitted.name = f"refined {family}"
+    fitted.name, fitted.belongs_to = f"refined {family}", digest(batch)
     found = elbo(model, fitted, x, num_particles=num_particles, seed=noise.derived_seed(seed, "fresh"))
-    return Refinement(fitted, found.pointwise, found.pointwise_se, schedule.gain, schedule.steps, family, found.source)
+    return Refinement(fitted, found.pointwise, found.pointwise_se, schedule.gain, schedule.steps, family, replace(found.source, seed=seed))
+
+
+def check_refinement(family: str, num_draws: int, max_steps: int, tolerance: float) -> None:
+    """Raise where the arguments of a refinement make no sense."""
+    if family not in FAMILIES:
+        raise FamilyError(f"family is one of {', '.join(FAMILIES)}, got {family!r}")
+    check_count("num_draws", num_draws)
+    check_count("max_steps", max_steps)
+    if not tolerance >= 0:
+        raise ArgumentError(f"tolerance is a number of nats >= 0, got {tolerance!r}")
 
 
 @dataclass
@@ -136,7 +146,7 @@ class Schedule:
     def run(
         self,
         advance: Callable[[Tensor, int, int], None],
-        value: Callable[[Tensor], Tensor],
+        value: Callable[[Tensor, bool], Tensor],
         keep: Callable[[Tensor], None],
         put_back: Callable[[Tensor], None],
     ) -> None:
@@ -144,23 +154,19 @@ class Schedule:
 
         Args:
             advance: Take the steps from one number to another for some rows.
-            value: Their log weights at the common draws, (draws, n), float64; the mean is the ELBO.
+            value: Their log weights at common draws, (draws, n), float64, as they stand or as they were kept; the mean is the ELBO.
             keep: Remember how they stand as the best so far.
             put_back: Go back to that.
         """
         active = torch.arange(self.num_data)
-        before = value(active)
         keep(active)
         reached, target = 0, min(FIRST_CHECK // 2, self.max_steps)
         while len(active):
             advance(active, reached, target)
-            now = value(active)
-            difference = now - before[:, active]
+            difference = value(active, False) - value(active, True)  # by the same call, so that the draws are the same
             gained = difference.mean(0)
-            gained = torch.where(gained.isnan(), -torch.inf, gained)
-            noise_of_gain = (difference.std(0) / math.sqrt(len(now))).nan_to_num(0.0)
+            noise_of_gain = (difference.std(0) / math.sqrt(COMMON_DRAWS)).nan_to_num(0.0)
             better = gained > -4 * noise_of_gain  # the later state has averaged more noise: only a clear loss brings the earlier back
-            before[:, active[better]] = now[:, better]
             keep(active[better])
             self.steps[active], self.gain[active] = target, gained.clamp(min=0)
             going = (gained >= self.tolerance) | (target < FIRST_CHECK) | (self.tolerance <= 0)
@@ -183,13 +189,14 @@ def _fit_normals(start: Normals, pair: Pair, x: Batch, schedule: Schedule) -> Lo
                 _, gradient = coordinates.gradient(x_rows, natural.placed(m[rows], scale_tril[rows], e))
                 m[rows], scale_tril[rows] = natural.step(m[rows], scale_tril[rows], structure, e, gradient, natural.rate_at(t))
 
-    def value(active: Tensor) -> Tensor:
+    def value(active: Tensor, kept: bool) -> Tensor:
+        m_now, tril_now = (best_m, best_tril) if kept else (m, scale_tril)
         found = torch.empty(COMMON_DRAWS, len(active), dtype=torch.float64)
         for place, rows in zip(torch.arange(len(active)).split(32), active.split(32), strict=True):
             e = natural.antithetic(COMMON_DRAWS, len(rows), coordinates.dim, m, noise.generator(schedule.seed, "common"))
             with measuring(pair.model):
-                density = coordinates.log_density(take(x, rows.to(pair.device)), natural.placed(m[rows], scale_tril[rows], e))
-            found[:, place] = natural.log_weights(m[rows], scale_tril[rows], e, density).cpu()
+                density = coordinates.log_density(take(x, rows.to(pair.device)), natural.placed(m_now[rows], tril_now[rows], e))
+            found[:, place] = natural.log_weights(m_now[rows], tril_now[rows], e, density).cpu()
         return found
 
     def keep(rows: Tensor) -> None:
@@ -216,11 +223,11 @@ def _fit_freed(start: Freed, pair: Pair, x: Batch, schedule: Schedule) -> LocalP
                 for t in range(begin, end):
                     _adam_step(start, pair, x_rows, rows, tables, moments, schedule.num_draws, t)
 
-    def value(active: Tensor) -> Tensor:
+    def value(active: Tensor, kept: bool) -> Tensor:
         parts = []
         for rows in active.split(32):
             with noise.seeded(schedule.seed, "common", device=pair.device), measuring(pair.model):
-                now = {site: table[rows] for site, table in tables.items()}
+                now = {site: table[rows] for site, table in (best if kept else tables).items()}
                 parts.append(start.log_weights(pair, take(x, rows.to(pair.device)), now, COMMON_DRAWS).cpu())
         return torch.cat(parts, 1)
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.analysis.estimate import batch_of
-from ppvae.batches import take, tensors
+from ppvae.batches import take
 from ppvae.data import Data
 from ppvae.modules import Program
-from ppvae.programs import Pair, measuring
+from ppvae.pair import Pair
+from ppvae.programs import measuring
 
 
 def to_arviz(model: Program, guide: Program, x: Data | Any, *, num_particles: int = 100, num_prior: int = 500, seed: int = 0) -> Any:
@@ -34,7 +35,7 @@ def to_arviz(model: Program, guide: Program, x: Data | Any, *, num_particles: in
     """
     import arviz
 
-    batch = batch_of(x)
+    batch = batch_of(x, model, guide)
     pair = Pair(model, guide, batch, seed)
     posterior: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
     likelihood: dict[str, list[Tensor]] = {name: [] for name in pair.observed}
@@ -52,12 +53,13 @@ def to_arviz(model: Program, guide: Program, x: Data | Any, *, num_particles: in
             predictive[name].append(pair.datum_first(drawn[name], name))
     with noise.seeded(seed, "arviz prior", device=pair.device), measuring(model, guide):
         prior = pair.prior_draws(take(batch, slice(0, 1)), num_prior)
+        observed = pair.observed_values(batch)
     groups = {
         "posterior": {name: _array(torch.cat(parts, 1)) for name, parts in posterior.items()},
         "log_likelihood": {name: _array(torch.cat(parts, 1)) for name, parts in likelihood.items()},
         "posterior_predictive": {name: _array(torch.cat(parts, 1)) for name, parts in predictive.items()},
         "prior": {name: _array(value) for name, value in prior.items()},
-        "observed_data": {name: part.detach().cpu().numpy() for name, part in _observed(pair, batch).items()},
+        "observed_data": {name: value.detach().cpu().numpy() for name, value in observed.items()},
     }
     dims = {name: ["datum"] for name in {*pair.latents, *pair.observed}}
     if hasattr(arviz, "convert_to_datatree"):
@@ -68,9 +70,3 @@ def to_arviz(model: Program, guide: Program, x: Data | Any, *, num_particles: in
 def _array(draws: Tensor) -> np.ndarray[Any, Any]:
     """(K, N, *event) -> (chain 1, K, N, *event)."""
     return draws.detach().cpu().numpy()[None]
-
-
-def _observed(pair: Pair, batch: Any) -> dict[str, Tensor]:
-    """The data by observed site where there is one of each, else by the batch's own names."""
-    parts = tensors(batch)
-    return dict(zip(pair.observed, parts.values(), strict=True)) if len(parts) == len(pair.observed) else parts

@@ -31,7 +31,8 @@ def main() -> None:
     options = parser.parse_args()
 
     data = ppvae.data.load("fashion-mnist", binarize="threshold")
-    train, test = data.train[: options.train_rows], data.test[: options.test_rows]
+    train = data.train if options.train_rows is None else data.train[: options.train_rows]
+    test = data.test if options.test_rows is None else data.test[: options.test_rows]
     pyro.set_rng_seed(0)
     model = models.Bernoulli(nn.MLP(50, [200, 200], 784, activation=torch.nn.ELU), latent_dim=50)
     guide = guides.DiagonalNormal(nn.MLP(784, [200, 200], 100, activation=torch.nn.ELU), latent_dim=50)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +16,16 @@ Batch = Any  # Tensor | tuple[Tensor, ...] | dict[str, Tensor]; a recursive alia
 
 def tensors(x: Batch) -> dict[str, Tensor]:
     """The tensors of a batch by name: "x" for a lone one, position or key otherwise."""
-    if isinstance(x, Tensor):
-        return {"x": x}
+    parts: dict[str, Any] = {"x": x}
     if isinstance(x, tuple | list):
-        return {f"x[{i}]": part for i, part in enumerate(x)}
-    if isinstance(x, dict):
-        return {f"x[{key!r}]": part for key, part in x.items()}
+        parts = {f"x[{i}]": part for i, part in enumerate(x)}
+    elif isinstance(x, dict):
+        parts = {f"x[{key!r}]": part for key, part in x.items()}
+    wrong = next((f"{name} is {type(part).__name__}" for name, part in parts.items() if not isinstance(part, Tensor)), None)
+    if wrong is None and parts:
+        return parts
     raise ShapeError(
-        f"a batch is a tensor, or a tuple or dict of tensors; got {type(x).__name__}",
+        f"a batch is a tensor, or a tuple or dict of tensors; got {wrong or 'nothing'}",
         mend="torch.as_tensor(x), or ppvae.data.Data.of(x)",
     )
 
@@ -41,6 +44,17 @@ def num_data(x: Batch) -> int:
     if n == 0:
         raise ShapeError(f"a batch needs at least one row, got {sizes}", mend="a single datum is x[None]")
     return n
+
+
+def digest(x: Batch) -> str:
+    """SHA-256 of the tensors of a batch, hex: of the bytes of a lone tensor, else of names, types and shapes too."""
+    found = hashlib.sha256()
+    parts = tensors(x)
+    for name, part in parts.items():
+        if len(parts) > 1:
+            found.update(f"{name}{part.dtype}{tuple(part.shape)}".encode())
+        found.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def each(x: Batch, function: Callable[[Tensor], Tensor]) -> Batch:

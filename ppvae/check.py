@@ -36,7 +36,7 @@ from ppvae.checks_sites import (
 )
 from ppvae.errors import PpvaeError
 from ppvae.modules import Program
-from ppvae.programs import Pair
+from ppvae.pair import Pair
 
 __all__ = ["Finding", "Report", "check"]
 

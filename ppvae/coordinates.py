@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,13 @@ import pyro
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
 
 from ppvae import noise
 from ppvae.batches import Batch, take
 from ppvae.errors import FamilyError
-from ppvae.programs import Pair, measuring, sample_sites, trace
+from ppvae.pair import Pair
+from ppvae.programs import measuring, sample_sites, trace
 from ppvae.support import unwrapped
 
 
@@ -82,8 +85,7 @@ class Coordinates:
                 where=f"site '{name}'",
                 mend="refine by family 'same', or enumerate the site",
             )
-        _refuse_moving_support(name, unwrapped(site["fn"]).support)
-        transform = biject_to(support)
+        transform = biject_to(_narrowed(name, support))
         event_dim = site["fn"].event_dim
         data_dim = value.dim() - event_dim - 1
         event = tuple(transform.inverse_shape(value.shape[data_dim + 1 :])) if event_dim else ()
@@ -135,14 +137,25 @@ class Coordinates:
         return density.detach(), gradient
 
 
-def _refuse_moving_support(name: str, support: Any) -> None:
-    for bound in vars(support).values() if hasattr(support, "__dict__") else ():
-        if isinstance(bound, Tensor) and bound.numel() > 1 and not bool((bound == bound.flatten()[0]).all()):
-            raise FamilyError(
-                f"the support of the latent site '{name}' changes from datum to datum or draw to draw",
-                where=f"site '{name}', {support}",
-                mend="declare the site on a fixed support and transform it afterwards",
-            )
+def _narrowed(name: str, support: Any) -> Any:
+    """The same support with bounds of one number each: a bound as long as the data would broadcast into every event.
+
+    Raises:
+        FamilyError: A bound is not one number for all data and dimensions.
+    """
+    support = copy.copy(support)
+    for key, value in vars(support).items():
+        if isinstance(value, Constraint):
+            setattr(support, key, _narrowed(name, value))
+        elif isinstance(value, Tensor) and value.numel() > 1:
+            if not bool((value == value.flatten()[0]).all()):
+                raise FamilyError(
+                    f"a bound of the support of the latent site '{name}' is not one number for all data and dimensions",
+                    where=f"site '{name}', {support}",
+                    mend="declare the site on a fixed support and transform it afterwards",
+                )
+            setattr(support, key, value.flatten()[0])
+    return support
 
 
 def without_leading_ones(sizes: tuple[int, ...]) -> tuple[int, ...]:

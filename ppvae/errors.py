@@ -74,6 +74,22 @@ class FamilyError(PpvaeError):
     exit_code = 65
 
 
+class ArgumentError(PpvaeError):
+    """A number handed to a function makes no sense there."""
+
+    exit_code = 2
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise where a count is no whole number, or too small.
+
+    Raises:
+        ArgumentError: naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ArgumentError(f"{name} is a whole number of at least {least}, got {value!r}")
+
+
 class RelaxedMeasureWarning(UserWarning):
     """The data lie outside the likelihood's support, and its author asked for no validation."""
 

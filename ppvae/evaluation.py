@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.batches import Batch, take
-from ppvae.programs import Pair, measuring
+from ppvae.pair import Pair
+from ppvae.programs import measuring
+from ppvae.stream import stream
 
 ACTIVE = 0.01  # Burda et al. (2016), sec. 5.1.2: a unit is active where Var_x(E_q[u]) exceeds this
 
@@ -32,7 +34,7 @@ def evaluate(pair: Pair, x: Batch, seed: int) -> Evaluation:
     n = pair.num_data
     particles = min(64, max(1, math.ceil(5000 / n)))
     elbo, rate, distortion = (torch.zeros(n, dtype=torch.float64) for _ in range(3))
-    for terms in pair.stream(x, num_particles=particles, seed=seed):
+    for terms in stream(pair, x, num_particles=particles, seed=seed):
         share = (terms.particles.stop - terms.particles.start) / particles
         elbo[terms.rows] += terms.log_weights.mean(0).cpu() * share
         rate[terms.rows] += terms.rate.mean(0).cpu() * share
@@ -48,17 +50,26 @@ def evaluate(pair: Pair, x: Batch, seed: int) -> Evaluation:
     )
 
 
-def unit_variances(pair: Pair, x: Batch, seed: int, num_particles: int = 1) -> dict[str, Tensor]:
+def unit_variances(pair: Pair, x: Batch, seed: int, num_particles: int = 16) -> dict[str, Tensor]:
     """Var_x(E_q[z_u | x]) of every latent unit by site, (units,), float64.
 
-    The posterior means are exact where the guide's distribution has one that no earlier draw moves, else averages of K draws.
+    Exact over these data where the guide's distribution has a mean that no earlier draw moves. Elsewhere the covariance of two
+    independent averages of K draws: unbiased, where the variance of one average would carry the guide's own variance over K.
 
     References:
         Burda, Grosse, Salakhutdinov (2016), sec. 5.1.2.
     """
+    one, other = (_posterior_means(pair, x, seed, half, 1) for half in (0, 1))
+    if any(not torch.equal(one[name], other[name]) for name in one):
+        one, other = (_posterior_means(pair, x, seed, half, num_particles) for half in (0, 1))
+    return {name: ((one[name] - one[name].mean(0)) * (other[name] - other[name].mean(0))).mean(0) for name in one}
+
+
+def _posterior_means(pair: Pair, x: Batch, seed: int, half: int, num_particles: int) -> dict[str, Tensor]:
+    """E_q[z | x] by site, (N, units)."""
     parts: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
     for rows in noise.blocks(pair.num_data, 1024):
-        with noise.seeded(seed, "means", rows.start, device=pair.device), measuring(pair.model, pair.guide):
+        with noise.seeded(seed, "means", half, rows.start, device=pair.device), measuring(pair.model, pair.guide):
             for name, mean in pair.posterior_means(take(x, rows), rows, num_particles).items():
-                parts[name].append(mean.double().cpu().flatten(1) if mean.dim() > 1 else mean.double().cpu()[:, None])
-    return {name: torch.cat(means).var(0, correction=0) for name, means in parts.items()}
+                parts[name].append(mean.double().cpu().reshape(len(mean), -1))
+    return {name: torch.cat(means) for name, means in parts.items()}

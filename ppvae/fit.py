@@ -23,7 +23,7 @@ from ppvae.data import Data
 from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
 from ppvae.modules import Program, modules_of
 from ppvae.objectives import Linear, Weight, is_linear, weight_at
-from ppvae.programs import Pair
+from ppvae.pair import Pair
 from ppvae.progress import Progress
 from ppvae.resume import use_best
 from ppvae.run import (
@@ -38,6 +38,7 @@ from ppvae.run import (
     locked,
     write_description,
 )
+from ppvae.stream import stream
 from ppvae.support import warn_relaxed
 from ppvae.svi import SVI, OptimizerFactory, check_compile, check_objective
 from ppvae.training import Training, rows_measured
@@ -204,7 +205,7 @@ def _check_all_rows(training: Training, part: Data) -> None:
         x = each(part.batch(rows, noise.generator(training.seed, "check", rows.start)), lambda t: t.to(training.device))
         pair = Pair(training.model, training.guide, x, training.seed)
         try:
-            for _ in pair.stream(x, num_particles=1, seed=training.seed, first_row=rows.start):
+            for _ in stream(pair, x, num_particles=1, seed=training.seed, first_row=rows.start):
                 pass
         except DataError as error:
             raise DataError(error.problem, where=f"{part.name}/{part.split}, {error.where}", mend=error.mend) from error

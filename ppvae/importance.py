@@ -35,8 +35,8 @@ def standard_error(log_weights: Tensor) -> Tensor:
 
 
 def _relative_error(ess: Tensor, k: Tensor) -> Tensor:
-    # sum (w - mean)^2 / (K - 1) / (K mean^2) = (K / ESS - 1) / (K - 1); rounding may leave ESS a hair above K
-    return ((k / ess - 1).clamp(min=0) / (k - 1).clamp(min=1)).sqrt()
+    # sum (w - mean)^2 / (K - 1) / (K mean^2) = (K / ESS - 1) / (K - 1); rounding may leave ESS a hair above K; one draw has no error
+    return torch.where(k > 1, ((k / ess - 1).clamp(min=0) / (k - 1).clamp(min=1)).sqrt(), torch.nan)
 
 
 def k_hat_threshold(num_particles: int) -> float:
@@ -127,6 +127,7 @@ class Streamed:
         self._sum_of_squares = self._sum.clone()
         self._mean = torch.zeros(n, dtype=torch.float64)
         self._scatter = torch.zeros(n, dtype=torch.float64)
+        self._finite = torch.ones(n, dtype=torch.bool)
         self._smallest = torch.full((n,), torch.inf, dtype=torch.float64)
         self._largest = torch.empty(0, n, dtype=torch.float64)
         self._waiting: list[Tensor] = []  # blocks not yet merged into the largest: sorting them together is cheaper
@@ -137,6 +138,7 @@ class Streamed:
         k = block.shape[0]
         self._sum = torch.logaddexp(self._sum, torch.logsumexp(block, 0))
         self._sum_of_squares = torch.logaddexp(self._sum_of_squares, torch.logsumexp(2 * block, 0))
+        self._finite &= torch.isfinite(block).all(0)
         mean = block.mean(0)
         shift = mean - self._mean  # pairwise update: the sum of squares alone would cancel at log w near -1000
         total = self.count + k
@@ -171,13 +173,14 @@ class Streamed:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of log w, (n,): the ELBO."""
-        return self._mean
+        """Mean of log w, (n,): the ELBO; -inf where a weight is 0."""
+        return torch.where(self._finite, self._mean, -torch.inf)
 
     @property
     def mean_se(self) -> Tensor:
         """(n,), standard error of ``mean``; nan for one particle."""
-        return (self._scatter / (self.count - 1) / self.count).sqrt() if self.count > 1 else torch.full_like(self._mean, torch.nan)
+        se = (self._scatter / max(self.count - 1, 1) / self.count).sqrt()
+        return torch.where(self._finite & (self.count > 1), se, torch.nan)
 
     @property
     def k_hat(self) -> Tensor:

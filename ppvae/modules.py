@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -26,6 +27,15 @@ def modules_of(program: Program) -> dict[str, nn.Module]:
         if isinstance(value, nn.Module) and not any(value is other for other in found.values()):
             found[name] = value
     return found
+
+
+def device_of_programs(*programs: Program) -> torch.device | None:
+    """The device of the programs' parameters, where they can be seen to hold any."""
+    for program in programs:
+        for module in modules_of(program).values():
+            for parameter in module.parameters():
+                return parameter.device
+    return None
 
 
 def _held(program: Program) -> Iterator[tuple[str, Any]]:

@@ -21,8 +21,8 @@ from ppvae import noise
 from ppvae.batches import Batch, device_of, num_data, repeat, take
 from ppvae.errors import ProgramError, ShapeError
 from ppvae.modules import Program
+from ppvae.pair import Pair
 from ppvae.programs import (
-    Pair,
     in_data_plate,
     is_deterministic,
     latent_sites,

@@ -65,6 +65,9 @@ def check_support(found: Trace, *, lenient: frozenset[str], first_row: int, num_
         if site["type"] != "sample" or not site["is_observed"] or type(site["fn"]).__name__ in ("Unit", "Delta"):
             continue
         good = inside(site)
+        value: Any = site["value"]
+        if good.dim() > value.dim():
+            continue  # the support depends on the latents: a draw that excludes the data has weight 0, which is an answer
         if not bool(good.all()):
             if name not in lenient:
                 raise _outside(name, site, good, first_row, num_data)

@@ -25,7 +25,7 @@ from ppvae.errors import DivergedError
 from ppvae.evaluation import evaluate
 from ppvae.modules import Program, eval_mode, modules_of
 from ppvae.objectives import Weight, weight_at
-from ppvae.programs import Pair
+from ppvae.pair import Pair
 from ppvae.progress import Progress
 from ppvae.resume import forget_gradients, go_on_from, write_checkpoint
 from ppvae.run import Run
@@ -52,7 +52,7 @@ class Training:
     Attributes:
         svi: The step.
         data, validation: What is trained on, and what chooses the best epoch.
-        pair: The pair as ``programs.Pair`` sees it, on the rows that each epoch is measured on; None where it is not measurable.
+        pair: The pair as ``pair.Pair`` sees it, on the rows that each epoch is measured on; None where it is not measurable.
         has_globals: Whether there are latent sites outside the data plate.
         run: What is filled in.
     """

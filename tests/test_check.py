@@ -717,7 +717,11 @@ BATCHES = {
         "x has shape (64,), needed (N, *event)",
         "x[None] if it is a single datum, x[:, None] if it is N data of one number",
     ),
-    "an array inside": ((np.zeros((4, 2)),), "x[0] is a ndarray, needed a tensor", "torch.as_tensor(x[0])"),
+    "an array inside": (
+        (np.zeros((4, 2)),),
+        "a batch is a tensor, or a tuple or dict of tensors; got x[0] is ndarray",
+        "torch.as_tensor(x), or ppvae.data.Data.of(x)",
+    ),
 }
 
 

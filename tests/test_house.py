@@ -30,7 +30,7 @@ SOURCES = {
 }
 
 # Who may import whom: a unit is a file of ppvae/ or one of its packages. Everyone may import errors, and itself.
-RUNNING = {"programs", "batches", "modules", "support", "noise"}  # programs.py and what it stands on
+RUNNING = {"programs", "pair", "stream", "batches", "modules", "support", "noise"}  # running programs, alone, in pairs, in blocks
 STEPS = {"importance", "simulate", "check", "objectives", "capture"}
 RECORDS = {"data", "build", "factory", "state", "checkpoint", "run", "progress"}
 TRAINING = {"diagnose", "evaluation", "training", "resume"}  # the parts of fit.py that have a file of their own
@@ -47,7 +47,9 @@ ALLOWED: dict[str, set[str]] = {
     "families": {"build"},
     "importance": set(),
     "checkpoint": set(),
-    "programs": RUNNING,
+    "programs": {"batches", "modules"},
+    "pair": {"programs", "batches", "modules", "support", "noise"},
+    "stream": {"pair", "programs", "batches", "modules", "noise"},
     "coordinates": RUNNING,
     "evaluation": RUNNING,
     "leaves": RUNNING,

@@ -27,6 +27,7 @@ def gaps(log_px=-10.0, optimal=-10.5, elbo=-12.0):
         refined={"same": levels["elbo_optimal"]},
         reference="its closed form",
         reference_k_hat=torch.full((N,), -torch.inf),
+        reference_threshold=0.7,
         gain=torch.zeros(N),
         source=Provenance({"name": "tensors"}, "counting", 0),
     )

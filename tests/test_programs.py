@@ -14,7 +14,8 @@ import ppvae
 from ground_truth import MeanField, correlated_posterior, linear_gaussian, poisson_gamma
 from ppvae import errors
 from ppvae.importance import log_mean_exp
-from ppvae.programs import Pair, log_weights
+from ppvae.pair import Pair
+from ppvae.stream import log_weights, stream
 
 ROUNDING = 1e-9
 
@@ -187,7 +188,7 @@ def test_plates_inside_a_datum_are_summed(in_plate):
     assert pair.in_plate and pair.nesting == 2
     pair.in_plate = in_plate
     exact = dist.Normal(0.0, math.sqrt(2)).log_prob(y).sum(1)
-    for terms in pair.stream(y, num_particles=4, seed=0):
+    for terms in stream(pair, y, num_particles=4, seed=0):
         assert (terms.log_weights - exact).abs().max() < ROUNDING
 
 
@@ -208,7 +209,7 @@ def test_masks_count_and_scales_do_not():
     exact = torch.where(mask, dist.Normal(0.0, math.sqrt(2)).log_prob(x), 0.0)
     pair = Pair(model, guide, x)
     pair.in_plate = True
-    found = next(iter(pair.stream(x, num_particles=5, seed=0))).log_weights
+    found = next(iter(stream(pair, x, num_particles=5, seed=0))).log_weights
     assert (found - exact).abs().max() < ROUNDING
 
 
@@ -351,13 +352,13 @@ def subsampled_model(x):
             unplated_model,
             simple_guide,
             errors.ShapeError,
-            "site 'z' has batch shape (2,) and lies outside the data plate, needed (2,) inside it",
+            "site 'z' has batch shape (3,) and lies outside the data plate, needed (3,) inside it",
         ),
         (
             subsampled_model,
             simple_guide,
             errors.ShapeError,
-            "site 'z': the plate 'data' at dim -1 has size 1, and the batch has 2 data",
+            "site 'z': the plate 'data' at dim -1 has size 1, and the batch has 3 data",
         ),
         (lambda x: None, lambda x: None, errors.ProgramError, "the model observes nothing"),
     ],

@@ -1,0 +1,270 @@
+"""A model and a guide run together: how they take particles, and per-datum log densities by site.
+
+Particles are a plate left of all others where the pair allows it, else the batch is repeated K times and the result reshaped, so that a
+user's network needs no leading dimensions. The two ways are held to each other before the first is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from ppvae import noise
+from ppvae.batches import Batch, device_of, digest, num_data, repeat, take
+from ppvae.errors import ProgramError, ShapeError
+from ppvae.modules import Program
+from ppvae.programs import (
+    Values,
+    check_plates,
+    first_trace,
+    in_data_plate,
+    latent_sites,
+    log_prob,
+    measuring,
+    observed_sites,
+    sample_sites,
+    trace,
+)
+from ppvae.support import RELAXED, check_support, measure_of, unvalidated
+
+PARTICLES = "_ppvae_particles"
+
+
+class Pair:
+    """A model and a guide looked at once on a few rows: their sites, their plates, how they take particles.
+
+    Args:
+        model, guide: Programs that keep the contract.
+        x: The data of the measurement; three rows are looked at.
+        seed: Rules the draw of global sites.
+
+    Raises:
+        ShapeError: A site lies outside the data plate, or its plate is not as long as the batch.
+        ProgramError: The guide misses a latent site or has one too many.
+    """
+
+    def __init__(self, model: Program, guide: Program, x: Batch, seed: int = 0) -> None:
+        self.model, self.guide = model, guide
+        self.num_data = num_data(x)
+        self.device = device_of(x)
+        self._fits(guide, x)
+        # three rows, so that a global plate of size 2 is not taken for the data's; two at least, so that a size of 1 stands out
+        looked_at = torch.arange(min(3, self.num_data)) if self.num_data > 1 else torch.zeros(2, dtype=torch.long)
+        rows = take(x, looked_at)
+        with noise.seeded(seed, "globals", device=self.device), measuring(model, guide):
+            with pyro.validation_enabled(True):  # so that an author's own validate_args=False stands out
+                found_q = first_trace("guide", _for_rows(guide, looked_at), rows, {})
+                found_p = first_trace("model", model, rows, {name: site["value"] for name, site in sample_sites(found_q).items()})
+            self._read(found_p, found_q, len(looked_at))
+            self.in_plate = self._takes_a_particle_plate(rows, looked_at)
+
+    def _fits(self, guide: Program, x: Batch) -> None:
+        if not hasattr(guide, "rows"):
+            return
+        expected, belongs_to = getattr(guide, "num_data", None), getattr(guide, "belongs_to", None)
+        mend = "hand in the x that it was refined for, or refine again"
+        if expected is not None and expected != self.num_data:
+            raise ShapeError(f"this local posterior belongs to {expected} data, and {self.num_data} came", mend=mend)
+        if belongs_to is not None and belongs_to != digest(x):
+            raise ShapeError("this local posterior belongs to other data than those that came", mend=mend)
+
+    def _read(self, found_p: Trace, found_q: Trace, n: int) -> None:
+        sites_p, sites_q = sample_sites(found_p), sample_sites(found_q)
+        drawn_q = [name for name in latent_sites(found_q) if not sites_q[name]["infer"].get("is_auxiliary")]
+        missing = [name for name in latent_sites(found_p) if name not in sites_q]
+        if missing:
+            raise ProgramError(
+                f"the guide misses the latent site '{missing[0]}' of the model",
+                where=f"the guide draws {drawn_q or 'nothing'}; the model draws {latent_sites(found_p)}",
+                mend=f"add pyro.sample('{missing[0]}', ...) to the guide, spelt as in the model",
+            )
+        drawn_observed = [name for name in drawn_q if name in sites_p and sites_p[name]["is_observed"]]
+        if drawn_observed:
+            raise ProgramError(
+                f"the guide draws '{drawn_observed[0]}', which the model observes",
+                where=f"the model draws {latent_sites(found_p)}",
+                mend=f"remove '{drawn_observed[0]}' from the guide: the data are given",
+            )
+        extra = [name for name in drawn_q if name not in sites_p]
+        if extra:
+            raise ProgramError(
+                f"the guide draws '{extra[0]}', which the model does not",
+                where=f"the model draws {latent_sites(found_p)}",
+                mend=[f"remove '{extra[0]}' or spell it as in the model", "mark it infer={'is_auxiliary': True} if it is auxiliary"],
+            )
+        check_plates(sites_p, n)
+        check_plates(sites_q, n)
+        self.observed = observed_sites(found_p)
+        if not self.observed:
+            raise ProgramError("the model observes nothing", mend="give a site obs=: pyro.sample('x', ..., obs=x)")
+        self.latents = [name for name in latent_sites(found_p) if in_data_plate(sites_p[name])]
+        self.globals: dict[str, Tensor] = {
+            name: site["value"].detach() for name, site in sites_q.items() if not site["is_observed"] and not in_data_plate(site)
+        }
+        self.event_dims = {name: site["fn"].event_dim for name, site in {**sites_p, **sites_q}.items()}
+        self.nesting = max([1, *(-f.dim for s in [*sites_p.values(), *sites_q.values()] for f in s["cond_indep_stack"] if f.vectorized)])
+        self.lenient = frozenset(name for name in self.observed if unvalidated(sites_p[name]))
+        self.relaxed = False  # until a stretch of data says otherwise
+        self._measure = measure_of([sites_p[name] for name in self.observed])
+
+    def _takes_a_particle_plate(self, rows: Batch, index: Tensor) -> bool:
+        """Try K = 4 in a plate, and hold every log density to that of the repeated batch with the same latents."""
+        self.in_plate = True
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                values, log_q = self.draw(rows, index, 4)
+                log_p = self.score(rows, values, num_particles=4)
+                self.in_plate = False
+                same_q = self._log_densities(_for_rows(self.guide, index), rows, values, num_particles=4)
+                same_p = self.score(rows, values, num_particles=4)
+        except Exception:  # the user's network may refuse leading dims in any way it likes; repeating needs nothing of it
+            return False
+        finally:
+            self.in_plate = False
+        pairs = [(log_q[name], same_q[name]) for name in log_q] + [(log_p[name], same_p[name]) for name in log_p]
+        return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True) for a, b in pairs)
+
+    @property
+    def measure(self) -> str:
+        """What the observed densities are with respect to; relaxed if data looked at so far lay outside their support."""
+        return RELAXED if self.relaxed else self._measure
+
+    def draw(self, x: Batch, rows: Tensor | slice, num_particles: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """K draws per datum from the guide.
+
+        Returns:
+            The latents, (K, [plates], n, *event), and log q by site, (K, n).
+        """
+        found = self._run(_for_rows(self.guide, rows), x, {}, num_particles)
+        sites = {name: site for name, site in sample_sites(found).items() if name not in self.globals and in_data_plate(site)}
+        drawn = {name: site for name, site in sites.items() if not site["is_observed"]}  # not what pyro.deterministic records
+        values = {name: self._outward(site["value"], num_particles, site["fn"].event_dim) for name, site in drawn.items()}
+        return values, {name: self._per_datum(log_prob(site), num_particles) for name, site in sites.items()}
+
+    def posterior_means(self, x: Batch, rows: Tensor | slice, num_particles: int = 1) -> dict[str, Tensor]:
+        """E_q[z | x] by latent site, (n, *event): exact where a site's distribution has a mean that no earlier draw moves."""
+        found = self._run(_for_rows(self.guide, rows), x, {}, num_particles)
+        means = {}
+        for name in self.latents:
+            site = sample_sites(found)[name]
+            mean: Tensor = site["value"]
+            with contextlib.suppress(NotImplementedError, AttributeError):
+                mean = site["fn"].mean if torch.isfinite(site["fn"].mean).all() else mean
+            mean = mean.expand(site["value"].shape).to(torch.get_default_dtype() if not mean.is_floating_point() else mean.dtype)
+            outward = self._outward(mean, num_particles, site["fn"].event_dim).mean(0)
+            means[name] = outward.movedim(outward.dim() - site["fn"].event_dim - 1, 0)
+        return means
+
+    def score(self, x: Batch, values: Values, check_from: int | None = None, num_particles: int | None = None) -> dict[str, Tensor]:
+        """log p by site of the model, (K, n), at latents of shape (K, [plates], n, *event).
+
+        With ``check_from``, the number of the first row, the data are held against the likelihood's support on the way.
+        ``num_particles`` is K where there are no latents to tell it.
+        """
+        return self._log_densities(self.model, x, values, check_from, num_particles)
+
+    def _log_densities(
+        self, program: Program, x: Batch, values: Values, check_from: int | None = None, num_particles: int | None = None
+    ) -> dict[str, Tensor]:
+        num_particles = len(next(iter(values.values()))) if values else num_particles or 1
+        inward = {name: self._inward(value, self.event_dims[name]) for name, value in values.items()}
+        found = self._run(program, x, inward, num_particles)
+        if check_from is not None:
+            self.relaxed |= check_support(found, lenient=self.lenient, first_row=check_from, num_data=num_data(x))
+        sites = {name: site for name, site in sample_sites(found).items() if name not in self.globals and in_data_plate(site)}
+        return {name: self._per_datum(log_prob(site), num_particles) for name, site in sites.items()}
+
+    def _run(self, program: Program, x: Batch, values: Values, num_particles: int) -> Trace:
+        values = {**values, **self.globals}
+        if self.in_plate:
+            with pyro.plate(PARTICLES, num_particles, dim=-self.nesting - 1):
+                return trace(program, x, values)
+        return trace(_repeated(program, num_particles), repeat(x, num_particles), values)
+
+    def _per_datum(self, density: Tensor, num_particles: int) -> Tensor:
+        if self.in_plate:
+            density = density.flatten(1, -2).sum(1) if density.dim() > 2 else density
+        else:
+            density = density.flatten(0, -2).sum(0) if density.dim() > 1 else density
+            density = density.reshape(num_particles, -1)
+        return density.double()
+
+    def _outward(self, value: Tensor, num_particles: int, event_dim: int) -> Tensor:
+        """From the layout of a run to (K, [plates], n, *event)."""
+        if self.in_plate:
+            return value
+        data_dim = value.dim() - event_dim - 1
+        value = value.unflatten(data_dim, (num_particles, -1))
+        return value.movedim(data_dim, 0)
+
+    def _inward(self, value: Tensor, event_dim: int) -> Tensor:
+        if self.in_plate:
+            return value
+        data_dim = value.dim() - event_dim - 1
+        return value.movedim(0, data_dim - 1).flatten(data_dim - 1, data_dim)
+
+    def guide_score(self, x: Batch, rows: Tensor | slice, values: Values) -> dict[str, Tensor]:
+        """log q by site of the guide, (K, n), at given latents."""
+        return self._log_densities(_for_rows(self.guide, rows), x, values)
+
+    def site_pairs(self, x: Batch, rows: Tensor | slice, num_particles: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The guide's sites at K draws, and the model's sites at the same latents, as they stand in a run."""
+        found_q = self._run(_for_rows(self.guide, rows), x, {}, num_particles)
+        values = {name: site["value"] for name, site in sample_sites(found_q).items()}
+        return sample_sites(found_q), sample_sites(self._run(self.model, x, values, num_particles))
+
+    def predict(self, x: Batch, values: Values) -> dict[str, Tensor]:
+        """New draws of the observed sites given latents, (K, [plates], n, *event)."""
+        num_particles = len(next(iter(values.values())))
+        inward = {name: self._inward(value, self.event_dims[name]) for name, value in values.items()}
+        sites = sample_sites(self._run(self.model, x, inward, num_particles))
+        return {name: self._outward(sites[name]["fn"].sample(), num_particles, self.event_dims[name]) for name in self.observed}
+
+    def observed_values(self, x: Batch) -> dict[str, Tensor]:
+        """What the observed sites hold, data first, (n, [plates], *event)."""
+        sites = sample_sites(trace(self.model, x, self.globals))
+        return {name: sites[name]["value"].movedim(sites[name]["value"].dim() - self.event_dims[name] - 1, 0) for name in self.observed}
+
+    def prior_draws(self, x: Batch, num_draws: int) -> dict[str, Tensor]:
+        """Draws of the latents from the model's prior at the covariates of x, (K, n, *event), plates behind the data."""
+        sites = sample_sites(self._run(self.model, x, {}, num_draws))
+        return {
+            name: self.datum_first(self._outward(sites[name]["value"], num_draws, self.event_dims[name]), name) for name in self.latents
+        }
+
+    def datum_first(self, value: Tensor, name: str) -> Tensor:
+        """(K, [plates], n, *event) -> (K, n, *plates, *event), plates of size 1 left out."""
+        data_dim = value.dim() - self.event_dims[name] - 1
+        plates = [size for size in value.shape[1:data_dim] if size > 1]
+        value = value.movedim(data_dim, 1)
+        return value.reshape(*value.shape[:2], *plates, *value.shape[value.dim() - self.event_dims[name] :])
+
+    def by_datum(self, value: Tensor, name: str, num_particles: int) -> Tensor:
+        """A value of a run, at a site of the guide, as (K, n, *plates, *event); an event of no dims becomes one of one."""
+        found = self.datum_first(self._outward(value, num_particles, self.event_dims[name]), name)
+        return found if found.dim() > 2 else found[..., None]
+
+    def crossed(self, value: Tensor, name: str, block: slice, n: int) -> Tensor:
+        """One draw per datum, (1, [plates], n, *event), to particles that every datum is given: (block, [plates], n, *event)."""
+        data_dim = value.dim() - self.event_dims[name] - 1
+        particles = value[0].movedim(data_dim - 1, 0)[block].unsqueeze(data_dim)
+        return particles.expand(*particles.shape[:data_dim], n, *particles.shape[data_dim + 1 :])
+
+
+def _for_rows(guide: Program, rows: Tensor | slice) -> Program:
+    """A local posterior belongs to its data row by row; any other guide is the same for all rows."""
+    return guide.rows(rows) if hasattr(guide, "rows") else guide
+
+
+def _repeated(program: Program, num_particles: int) -> Program:
+    """A local posterior must repeat its rows as the batch is repeated; any other program reads the batch."""
+    repeated: Callable[[int], Program] | None = getattr(program, "repeated", None)
+    return repeated(num_particles) if repeated is not None else program

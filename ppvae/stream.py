@@ -1,0 +1,134 @@
+"""The primitive: log weights of every datum and particle, a stretch of work at a time, in blocks that draw from their own seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppvae import noise
+from ppvae.batches import Batch, take
+from ppvae.errors import DivergedError, check_count
+from ppvae.modules import Program
+from ppvae.pair import Pair
+from ppvae.programs import measuring, on_device_of
+
+ROWS_AT_ONCE = 4096  # rows (datum x particle) a call of the model: the logits of a 784-pixel decoder still fit in the cache
+
+
+@dataclass
+class Terms:
+    """Per-datum log densities of one stretch of work, by site. Each (K, n), float64, nats."""
+
+    rows: slice
+    particles: slice
+    log_p: dict[str, Tensor]
+    log_q: dict[str, Tensor]
+    observed: frozenset[str]
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) - log q(z | x), (K, n)."""
+        return sum(self.log_p.values()) - sum(self.log_q.values())  # type: ignore[return-value]
+
+    @property
+    def distortion(self) -> Tensor:
+        """-log p(x | z), (K, n)."""
+        return -sum(term for name, term in self.log_p.items() if name in self.observed)  # type: ignore[return-value]
+
+    @property
+    def rate(self) -> Tensor:
+        """log q(z | x) - log p(z), (K, n)."""
+        prior = [term for name, term in self.log_p.items() if name not in self.observed]
+        nothing = torch.zeros_like(self.distortion)  # a model without per-datum latents has no rate
+        return sum(self.log_q.values(), nothing) - sum(prior, nothing)
+
+
+def log_weights(
+    model: Program, guide: Program, x: Batch, *, num_particles: int, seed: int = 0, blocks_at_once: int | None = None
+) -> Tensor:
+    """Log importance weights log p(x, z) - log q(z | x), with z drawn from the guide.
+
+    Args:
+        model, guide: Programs of one argument, the batch.
+        x: Data, (N, *event), or a tuple or dict of tensors that share N.
+        num_particles: K, draws per datum.
+        seed: Rules every draw; the caller's generators are left as they were.
+        blocks_at_once: Blocks of 64 data that go through the model in one call. Never changes a draw.
+
+    Returns:
+        (K, N), nats, float64. Summing over N is left to the caller: a batch has no weight of its own. Where the pair has global
+        sites, the weights are conditional on one draw of them.
+
+    Raises:
+        ShapeError: A site lies outside the data plate.
+        ProgramError: The guide misses a latent site or has one too many.
+        DataError: Data outside the support of an observed site.
+
+    References:
+        Burda, Grosse, Salakhutdinov (2016), Importance weighted autoencoders, sec. 3.
+    """
+    check_count("num_particles", num_particles)
+    data = on_device_of(x if not hasattr(x, "x") else x.x, model, guide)
+    pair = Pair(model, guide, data, seed)
+    found = torch.empty(num_particles, pair.num_data, dtype=torch.float64)
+    for terms in stream(pair, data, num_particles=num_particles, seed=seed, blocks_at_once=blocks_at_once):
+        found[terms.particles, terms.rows] = terms.log_weights.cpu()
+    return found
+
+
+def stream(
+    pair: Pair, x: Batch, *, num_particles: int, seed: int, blocks_at_once: int | None = None, first_row: int = 0
+) -> Iterator[Terms]:
+    """Every log density of K particles per datum, a stretch of work at a time: for each stretch of rows all its particles.
+
+    Each block of 64 data x 64 particles is drawn from its own seed; ``blocks_at_once`` blocks of data go through the model in one
+    call and change nothing but the time. ``first_row`` is the number of x's first row in
+    messages.
+    """
+    check_count("num_particles", num_particles)
+    check_count("blocks_at_once", 1 if blocks_at_once is None else blocks_at_once)
+    if blocks_at_once is None:
+        blocks_at_once = max(1, ROWS_AT_ONCE // (noise.BLOCK_ROWS * min(num_particles, noise.BLOCK_PARTICLES)))
+    observed = frozenset(pair.observed)
+    for stretch in noise.blocks(pair.num_data, noise.BLOCK_ROWS * blocks_at_once):
+        x_stretch = take(x, stretch)
+        for particles in noise.blocks(num_particles, noise.BLOCK_PARTICLES):
+            with measuring(pair.model, pair.guide):
+                values, log_q = _draw_blocks(pair, x, stretch, particles, seed)
+                log_p = pair.score(
+                    x_stretch,
+                    values,
+                    check_from=first_row + stretch.start if particles.start == 0 else None,
+                    num_particles=particles.stop - particles.start,
+                )
+            terms = Terms(stretch, particles, log_p, log_q, observed)
+            _refuse_nan(terms, first_row)
+            yield terms
+
+
+def _draw_blocks(pair: Pair, x: Batch, stretch: slice, particles: slice, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    drawn = []
+    for block in noise.blocks(stretch.stop - stretch.start, noise.BLOCK_ROWS):
+        rows = slice(stretch.start + block.start, stretch.start + block.stop)
+        with noise.seeded(seed, rows.start, particles.start, device=pair.device):
+            drawn.append(pair.draw(take(x, rows), rows, particles.stop - particles.start))
+    if len(drawn) == 1:
+        return drawn[0]
+    values = {name: torch.cat([v[name] for v, _ in drawn], dim=-1 - pair.event_dims[name]) for name in drawn[0][0]}
+    return values, {name: torch.cat([q[name] for _, q in drawn], dim=1) for name in drawn[0][1]}
+
+
+def _refuse_nan(terms: Terms, first_row: int) -> None:
+    for side, densities in (("guide", terms.log_q), ("model", terms.log_p)):
+        for name, density in densities.items():
+            bad = torch.isnan(density) | (density == torch.inf)
+            if bad.any():
+                datum = first_row + terms.rows.start + int(bad.any(0).nonzero()[0])
+                raise DivergedError(
+                    f"the log density of site '{name}' is not a number or +inf",
+                    where=f"{side}, datum {datum}, {int(bad.sum())} of {bad.numel()} particles of this stretch",
+                    mend="look at the distribution's parameters there: a scale that underflowed to 0, a logit that overflowed",
+                )

@@ -1,0 +1,335 @@
+"""Faults that were found by looking for them, each held shut by the number it got wrong."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import transforms
+from test_refine import gamma_guide
+
+from ground_truth import MeanField, correlated_posterior, poisson_gamma
+from ppvae import analysis, importance
+from ppvae.analysis import natural
+from ppvae.analysis.refine import Schedule
+from ppvae.errors import ArgumentError, FamilyError, ProgramError, ShapeError
+from ppvae.evaluation import evaluate
+from ppvae.families import FullRankNormal
+from ppvae.pair import Pair
+from ppvae.stream import log_weights
+
+
+def model(x):
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def guide(x):
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(x / 2, math.sqrt(0.5)).to_event(1))
+
+
+def evidence(x):
+    return dist.Normal(0.0, math.sqrt(2)).log_prob(x).sum(-1)
+
+
+@pytest.mark.parametrize("num_particles", [1, 200], ids=str)
+def test_a_model_without_latents_per_datum_has_its_own_density(num_particles):
+    def observed(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    x = torch.randn(70)
+    found = analysis.log_likelihood(observed, lambda x: None, x, num_particles=num_particles)
+    assert (found.pointwise - dist.Normal(0.0, 1.0).log_prob(x)).abs().max() < 1e-9
+    bound = analysis.elbo(observed, lambda x: None, x, num_particles=num_particles)
+    assert (bound.pointwise + bound.distortion).abs().max() < 1e-9 and bound.rate.abs().max() == 0
+
+
+def test_blocks_of_rows_draw_apart():
+    """Equal data at rows 0, 64 and 128: equal draws would make the errors of a mean over data perfectly correlated."""
+    x = torch.zeros(130, 2)
+
+    def wide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    weights = log_weights(model, wide, x, num_particles=4)
+    assert (weights[:, 0] != weights[:, 64]).all() and (weights[:, 64] != weights[:, 128]).all()
+
+
+def test_a_factor_outside_the_data_plate_is_refused():
+    def factored(x):
+        model(x)
+        pyro.factor("penalty", -5 * torch.ones(len(x)))
+
+    with pytest.raises(ShapeError, match="site 'penalty' has batch shape"):
+        analysis.elbo(factored, guide, torch.randn(5, 2), num_particles=2)
+
+
+def test_a_factor_inside_the_data_plate_counts():
+    def factored(x):
+        model(x)
+        with pyro.plate("factors", len(x), dim=-1):
+            pyro.factor("penalty", -5 * torch.ones(len(x)))
+
+    x = torch.randn(5, 2)
+    assert (log_weights(factored, guide, x, num_particles=3) - (evidence(x) - 5)).abs().max() < 1e-9
+
+
+def test_a_guide_that_draws_an_observed_site_is_refused():
+    def drawing(x):
+        guide(x)
+        with pyro.plate("again", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+
+    with pytest.raises(ProgramError, match="the guide draws 'x', which the model observes"):
+        analysis.elbo(model, drawing, torch.randn(5, 2), num_particles=2)
+
+
+def test_a_guide_that_records_a_value_is_measured():
+    def recording(x):
+        with pyro.plate("data", len(x), dim=-1):
+            loc = pyro.deterministic("loc", x / 2, event_dim=1)
+            pyro.sample("z", dist.Normal(loc, math.sqrt(0.5)).to_event(1))
+
+    x = torch.randn(70, 2)
+    assert (log_weights(model, recording, x, num_particles=3) - evidence(x)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("family", ["same", "mean_field"])
+def test_masked_latents_are_refused_by_refinement(family):
+    def masked(program):
+        def run(x):
+            with poutine.mask(mask=torch.arange(len(x)) % 2 == 0):
+                program(x)
+
+        return run
+
+    with pytest.raises(FamilyError, match="the latent site 'z' is masked, and a local posterior has no mask"):
+        analysis.refine(masked(model), masked(guide), torch.randn(4, 2), family=family)
+
+
+def test_global_sites_are_refused_by_refinement():
+    def with_global(program):
+        def run(x):
+            pyro.sample("w", dist.Normal(torch.tensor(0.0), 1.0))
+            program(x)
+
+        return run
+
+    with pytest.raises(FamilyError, match="the sites \\['w'\\] are global"):
+        analysis.refine(with_global(model), with_global(guide), torch.randn(4, 2))
+
+
+@pytest.mark.parametrize("n", [1, 2, 50], ids=str)
+def test_supports_with_bounds_per_datum_are_refined_over_their_own_coordinates(n):
+    """z ~ U(0, 1)^2 with bounds written as (N, 2) tensors, x | z ~ N(z, 1): evidence by the Normal's distribution function."""
+
+    def bounded(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(len(x), 2), torch.ones(len(x), 2)).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def beta(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Beta(torch.full((len(x), 2), 1.5), 1.5).to_event(1))
+
+    x = torch.rand(n, 2)
+    standard = dist.Normal(0.0, 1.0)
+    exact = (standard.cdf(1 - x) - standard.cdf(-x)).log().sum(-1)
+    found = analysis.refine(bounded, beta, x, family="mean_field", num_particles=2000)
+    assert ((exact - found.pointwise) > -5 * found.pointwise_se).all()
+    assert (exact - found.pointwise).max() < 0.15  # a logit-Normal against a nearly flat density on the unit interval
+
+
+def test_active_units_of_a_collapsed_flow_guide_are_none():
+    """q(z | x) = N(0, I) through a flow, which has no mean of its own: the variance of an average of draws would be 1 / K, not 0."""
+
+    def flowed(x):
+        flow = transforms.AffineTransform(torch.zeros(2), 1.0, event_dim=1)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1), [flow]))
+
+    x = torch.randn(2000, 2)
+    usage = analysis.latent_usage(model, flowed, x, num_mutual=50)
+    assert usage.unit_variance["z"].abs().max() < 5 / (16 * math.sqrt(2000))  # 5 sds of the covariance of averages of 16
+    assert evaluate(Pair(model, flowed, x), x, seed=1).active_units == 0
+
+
+def test_observed_data_go_to_arviz_under_their_own_sites():
+    def two(x):
+        with pyro.plate("data", len(x["a"]), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("b", dist.Normal(z, 1.0), obs=x["b"])
+            pyro.sample("a", dist.Normal(z, 1.0), obs=x["a"])
+
+    def one(x):
+        with pyro.plate("data", len(x["a"]), dim=-1):
+            pyro.sample("z", dist.Normal(x["a"], 1.0))
+
+    found = analysis.to_arviz(two, one, {"a": torch.zeros(5), "b": torch.ones(5)}, num_particles=3, num_prior=2)
+    assert found["observed_data"]["a"].values.tolist() == [0.0] * 5
+    assert found["observed_data"]["b"].values.tolist() == [1.0] * 5
+
+
+def test_divergences_per_dimension_sum_to_the_sites_with_plates_inside_a_datum():
+    def plated(y):
+        with pyro.plate("data", len(y), dim=-1), pyro.plate("inner", 3, dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y.T)
+
+    def plated_guide(y):
+        with pyro.plate("data", len(y), dim=-1), pyro.plate("inner", 3, dim=-2):
+            pyro.sample("z", dist.Normal(y.T / 2, math.sqrt(0.5)))
+
+    y = torch.randn(300, 3)
+    found = analysis.latent_usage(plated, plated_guide, y, num_particles=64)
+    exact = 0.5 * (0.5 + (y / 2).square() - 1 - math.log(0.5)).mean(0)
+    assert torch.allclose(found.kl_per_dimension["z"], exact, atol=1e-9)
+    assert abs(found.kl["z"] - exact.sum()) < 0.05  # 5 sds of 300 x 64 draws
+
+
+def test_divergences_of_sites_sum_to_the_rate_with_an_auxiliary_site():
+    conjugate, y, _, _ = poisson_gamma()
+    local = analysis.refine(conjugate, gamma_guide, y, family="mean_field", num_particles=1).guide
+    found = analysis.latent_usage(conjugate, local, y, num_particles=10)
+    assert sum(found.kl.values()) == pytest.approx(found.rate.mean().item(), abs=1e-9)
+
+
+def test_error_of_a_mean_divergence_is_its_spread_over_root_n():
+    correlated, x, _ = correlated_posterior(0.5, num_data=64)
+    found = analysis.latent_usage(correlated, MeanField(correlated), x, num_particles=16)
+    assert found.kl_se["z"].item() == pytest.approx((found.rate.std() / 8).item(), rel=1e-9)
+
+
+def test_a_weight_of_zero_makes_the_elbo_minus_infinity_in_every_chunk():
+    weights = torch.tensor([[0.0, 0.0], [-math.inf, 1.0], [2.0, 2.0]])
+    streamed = importance.Streamed(3, 2)
+    for block in weights.split(1):
+        streamed.add(block)
+    assert streamed.mean.tolist() == [-math.inf, 1.0]
+    assert streamed.log_mean_weight[0].item() == pytest.approx(math.log((1 + math.exp(2)) / 3))
+
+
+def test_one_particle_has_no_standard_error():
+    found = analysis.log_likelihood(model, guide, torch.randn(5, 2), num_particles=1)
+    assert found.pointwise_se.isnan().all()
+    assert importance.standard_error(torch.zeros(1, 3)).isnan().all()
+
+
+def test_results_carry_the_seed_that_was_asked_for():
+    x = torch.randn(5, 2)
+    assert analysis.refine(model, guide, x, seed=7, num_particles=2).source.seed == 7
+    assert analysis.inference_gaps(model, guide, x, seed=7, num_particles=2, num_reference=30).source.seed == 7
+
+
+def test_the_reference_is_judged_by_the_threshold_of_its_own_particles():
+    x = torch.randn(5, 2)
+    found = analysis.inference_gaps(model, guide, x, num_particles=2, num_reference=100)
+    assert found.reference_threshold == pytest.approx(0.5)
+    assert "k-hat above 0.50" in str(found)
+
+
+def test_the_error_of_a_comparison_has_both_parts():
+    correlated, x, _ = correlated_posterior(0.5)
+    a, b = (
+        analysis.log_likelihood(correlated, MeanField(correlated, inflation=s), x, num_particles=50, seed=i)
+        for i, s in ((1, 1.0), (2, 1.5))
+    )
+    found = analysis.compare(a, b)
+    assert torch.allclose(found.pointwise_se.square(), a.pointwise_se.square() + b.pointwise_se.square())
+
+
+def test_widening_a_full_rank_normal_scales_its_covariance():
+    family = FullRankNormal(3)
+    row = torch.randn(5, family.num_parameters)
+    before, after = family.distribution(row), family.distribution(family.widened(row, 1.3))
+    assert torch.allclose(after.covariance_matrix, 1.3**2 * before.covariance_matrix)
+    assert torch.equal(after.mean, before.mean)
+
+
+def test_rows_of_a_full_rank_normal_come_back():
+    family = FullRankNormal(3)
+    row = torch.randn(5, family.num_parameters)
+    made = family.distribution(row)
+    assert torch.allclose(family.row(made.loc, made.scale_tril), row, atol=1e-9)
+
+
+def test_one_natural_step_by_hand():
+    """D = 1, m = 0, L = 2, target N(0, 1), e = (1, -1): d = 2 (-2 e) + e = -3 e, g = 0, G = -3 halved; L <- 2 (1 - 0.1 x 1.5) = 1.7."""
+    e = torch.tensor([1.0, -1.0])[:, None, None]
+    m, scale_tril = torch.zeros(1, 1), torch.full((1, 1, 1), 2.0)
+    gradient = -natural.placed(m, scale_tril, e)
+    m, scale_tril = natural.step(m, scale_tril, torch.ones(1, 1), e, gradient, 0.1)
+    assert (m.item(), scale_tril.item()) == pytest.approx((0.0, 1.7))
+
+
+def test_a_spoiled_doubling_is_taken_back():
+    schedule = Schedule(num_data=3, num_draws=1, max_steps=80, tolerance=0.0, seed=0)
+    state, kept = torch.zeros(3), torch.zeros(3)
+
+    def advance(rows, begin, end):
+        state[rows] = {20: 1.0, 40: 2.0, 80: -5.0}[end]
+
+    def value(rows, of_kept):
+        return (kept if of_kept else state)[rows].expand(128, -1) + torch.linspace(0, 1e-3, 128)[:, None]
+
+    schedule.run(advance, value, lambda rows: kept.index_copy_(0, rows, state[rows]), lambda rows: state.index_copy_(0, rows, kept[rows]))
+    assert state.tolist() == [2.0] * 3
+    assert schedule.steps.tolist() == [80] * 3 and schedule.gain.tolist() == [0.0] * 3
+
+
+def test_common_draws_are_common_when_some_data_have_stopped():
+    """Two data on a slope that the steps never leave: kept equal to now, the paired gain is exactly 0 whatever else is active."""
+    correlated, x, _ = correlated_posterior(0.5, num_data=40)
+    moved = torch.where(torch.arange(40)[:, None] % 2 == 0, 0.0, 3.0)
+
+    class Half(MeanField):
+        def parameters(self, x):
+            loc, scale = super().parameters(x)
+            return loc + (moved if len(x) == 40 else 0.0), scale
+
+    found = analysis.refine(correlated, Half(correlated), x, tolerance=0.05, max_steps=320, num_particles=1)
+    assert found.steps.unique().numel() > 1  # some stopped before others
+    assert (found.gain < 0.5).all()  # unpaired draws would show gains of whole nats
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_draws": 0}, "num_draws is a whole number of at least 1, got 0"),
+        ({"max_steps": 2.5}, "max_steps is a whole number of at least 1, got 2.5"),
+        ({"tolerance": math.nan}, "tolerance is a number of nats >= 0, got nan"),
+        ({"num_particles": -1}, "num_particles is a whole number of at least 1, got -1"),
+    ],
+    ids=["draws", "steps", "tolerance", "particles"],
+)
+def test_numbers_that_make_no_sense_are_named(arguments, message):
+    with pytest.raises(ArgumentError) as raised:
+        analysis.refine(model, guide, torch.randn(4, 2), **arguments)
+    assert raised.value.problem == message
+
+
+def test_a_family_may_be_named_without_a_tuple():
+    found = analysis.inference_gaps(model, guide, torch.randn(4, 2), families="full_rank", num_particles=2, num_reference=30)
+    assert list(found.refined) == ["full_rank"]
+
+
+def test_a_local_posterior_refuses_other_data_of_the_same_length():
+    x = torch.randn(10, 2)
+    local = analysis.refine(model, guide, x, num_particles=1).guide
+    with pytest.raises(ShapeError, match="this local posterior belongs to other data than those that came"):
+        analysis.elbo(model, local, x + 1, num_particles=2)
+
+
+def test_parameters_that_constrain_each_other_are_refused_with_a_way_on():
+    def uniform(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Uniform(x - 4, x + 4).to_event(1))
+
+    with pytest.raises(FamilyError, match="a Uniform has parameters that constrain each other"):
+        analysis.refine(model, uniform, torch.randn(4, 2))
