@@ -14,15 +14,16 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 
 from ppvae import checkpoint, noise
 from ppvae.batches import Batch, each, take
 from ppvae.data import Data
 from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
+from ppvae.header import described, say_header
 from ppvae.modules import Program, modules_of
-from ppvae.objectives import Linear, Weight, is_linear, weight_at
+from ppvae.objectives import Linear, Weight, is_linear
 from ppvae.pair import Pair
 from ppvae.progress import Progress
 from ppvae.resume import use_best
@@ -115,13 +116,13 @@ def fit(
     beta, likelihood_weight = (w.resolved(total_steps) if isinstance(w, Linear) else w for w in (beta, likelihood_weight))
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     config = {
-        "objective": _text(objective),
-        "optimizer": _text(optimizer),
-        "scheduler": _text(scheduler),
+        "objective": described(objective),
+        "optimizer": described(optimizer),
+        "scheduler": described(scheduler),
         "epochs": epochs,
         "batch_size": batch_size,
-        "beta": _text(beta),
-        "likelihood_weight": _text(likelihood_weight),
+        "beta": described(beta),
+        "likelihood_weight": described(likelihood_weight),
         "clip_norm": clip_norm,
         "patience": patience,
         "seed": seed,
@@ -165,7 +166,7 @@ def fit(
         )
         _look_at_pair(training, objective)
         _begin(training, folder, config, source)
-        _say_header(training)
+        say_header(training)
         training.loop()
         use_best(training)
         if folder is not None:
@@ -248,56 +249,11 @@ def _refuse_folder(folder: Path, resume: bool, config: Mapping[str, Any]) -> Non
         )
 
 
-def _say_header(training: Training) -> None:
-    svi, say = training.svi, training.progress.say
-    count = sum(leaf.numel() for leaf in svi.leaves)
-    where = str(training.run.folder) if training.run.folder else "in memory"
-    say(f"run {where}  seed {training.seed}  device {training.device}  parameters {count:,}  engine eager")
-    say(f"data {_describe(training.data)}" + (f"  validation {_describe(training.validation)}" if training.validation else ""))
-    total = training.epochs * training.steps_per_epoch
-    for name, weight in (("beta", svi.beta), ("likelihood weight", svi.likelihood_weight)):
-        end = weight_at(weight, total - 1)
-        if callable(weight) or end != 1:
-            say(f"{name} {_text(weight)} (ends at 1: {'yes' if end == 1 else f'no, at {end:g}'}, {total:,} steps)")
-        if end != 1:
-            warnings.warn(f"{name} ends at {end:g}, not at 1: what is trained is not the ELBO", UnreliableWarning, stacklevel=4)
-    if training.pair is not None:
-        way = "a plate of their own" if training.pair.in_plate else "repeated batches (the networks refuse leading dimensions)"
-        say(f"objective {_text(svi.objective)}  particles take {way}  measure {training.pair.measure}")
-
-
 def _unused(optimizer: PyroOptim) -> PyroOptim:
     """A pyro.optim optimizer of the same arguments that has seen no parameter: those of another run are in another store."""
     own = copy.copy(optimizer)
     own.optim_objs, own.grad_clip, own._state_waiting_to_be_consumed = {}, {}, {}
     return own
-
-
-def _describe(data: Data) -> str:
-    about = data.describe()
-    return f"{about['name']}/{about['split']} {about['num_data']:,} x {tuple(about['event_shape'])} ({about['binarize']})"
-
-
-def _text(value: Any) -> Any:
-    """A short, repeatable description of an argument for header and config; one that changes makes resuming refuse."""
-    if value is None or isinstance(value, int | float | str | bool):
-        return value
-    if isinstance(value, Linear):
-        return str(value)
-    if isinstance(value, functools.partial):
-        keywords = ", ".join(f"{k}={_text(v) if callable(v) else repr(v)}" for k, v in sorted(value.keywords.items()))
-        return f"{_text(value.func)}({keywords})"
-    if hasattr(value, "pt_optim_constructor"):
-        arguments = value.pt_optim_args if isinstance(value.pt_optim_args, dict) else _text(value.pt_optim_args)
-        optimizer = f"pyro.optim.{value.pt_optim_constructor.__name__}({arguments})"
-        scheduler = getattr(value, "pt_scheduler_constructor", None)
-        return f"pyro.optim.{scheduler.__name__}({optimizer}, {value.kwargs})" if scheduler is not None else optimizer
-    if isinstance(value, ELBO):
-        told = {"num_particles": value.num_particles, **({"alpha": value.alpha} if hasattr(value, "alpha") else {})}
-        return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in told.items())})"
-    name = getattr(value, "__qualname__", None) or type(value).__qualname__
-    numbers = {k: v for k, v in sorted(getattr(value, "__dict__", {}).items()) if isinstance(v, int | float | bool)}
-    return f"{name}({', '.join(f'{k}={v}' for k, v in numbers.items())})" if numbers else name
 
 
 def _check_last_batch(model: Program, guide: Program, n: int, batch_size: int) -> None:

@@ -33,7 +33,7 @@ SOURCES = {
 RUNNING = {"programs", "pair", "stream", "batches", "modules", "support", "noise"}  # running programs, alone, in pairs, in blocks
 STEPS = {"importance", "simulate", "check", "objectives", "capture"}
 RECORDS = {"data", "build", "factory", "state", "checkpoint", "run", "progress"}
-TRAINING = {"diagnose", "evaluation", "training", "resume"}  # the parts of fit.py that have a file of their own
+TRAINING = {"diagnose", "evaluation", "training", "resume", "header"}  # the parts of fit.py that have a file of their own
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "noise": set(),
@@ -66,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "run": RUNNING | {"data", "build", "factory", "state", "checkpoint", "leaves"},
     "svi": RUNNING | STEPS | RECORDS | {"leaves"},
     "diagnose": RUNNING | {"svi"},
+    "header": {"data", "objectives"},
     "resume": RUNNING | RECORDS | {"svi"},
     "training": RUNNING | STEPS | RECORDS | {"svi", "diagnose", "evaluation", "resume"},
     "fit": RUNNING | STEPS | RECORDS | {"svi"} | TRAINING,
