@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -38,7 +38,8 @@ class LatentVariable(PyroModule):
     def forward(self, x: Tensor) -> None:
         """Observe x, (N, *event)."""
         with pyro.plate("data", len(x), dim=-1):
-            prior = self.prior_given() if callable(self.prior_given) else self.prior_given
+            given = self.prior_given  # a Pyro distribution is callable too: calling it would draw
+            prior = given if isinstance(given, TorchDistributionMixin) else given()
             z = pyro.sample("z", prior)
             pyro.sample("x", self.likelihood(self.network(z)), obs=x)
 

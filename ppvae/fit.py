@@ -22,7 +22,7 @@ from ppvae.batches import Batch, each, take
 from ppvae.data import Data
 from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
 from ppvae.header import described, say_header
-from ppvae.modules import Program, modules_of
+from ppvae.modules import Program, frozen_parameters, modules_of
 from ppvae.objectives import Linear, Weight, is_linear
 from ppvae.pair import Pair
 from ppvae.progress import Progress
@@ -152,6 +152,7 @@ def fit(
             data=data,
             validation=validation,
             pair=None,
+            frozen=frozen_parameters(model, guide),
             has_globals=False,
             run=run,
             epochs=epochs,

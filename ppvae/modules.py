@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +27,18 @@ def modules_of(program: Program) -> dict[str, nn.Module]:
         if isinstance(value, nn.Module) and not any(value is other for other in found.values()):
             found[name] = value
     return found
+
+
+def frozen_parameters(*programs: Program) -> list[nn.Parameter]:
+    """The parameters that the programs' modules hold without gradient."""
+    parameters = (p for program in programs for module in modules_of(program).values() for p in module.parameters())
+    return [p for p in parameters if not p.requires_grad]
+
+
+def freeze(parameters: Iterable[nn.Parameter]) -> None:
+    """Take the gradient from parameters again: Pyro's store gives one to every parameter that a ``PyroModule`` registers there."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
 
 
 def device_of_programs(*programs: Program) -> torch.device | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ppvae.batches import Batch, device_of, each
 from ppvae.errors import PpvaeError, ProgramError, ShapeError
-from ppvae.modules import Program, device_of_programs, eval_mode
+from ppvae.modules import Program, device_of_programs, eval_mode, freeze, frozen_parameters
 
 Values = Mapping[str, Tensor]
 
@@ -88,9 +88,12 @@ def measuring(*programs: Program) -> Iterator[None]:
     The store is copied because a ``PyroModule`` that finds another program's parameter under its own name takes it over: measuring
     one pair must not change the next.
     """
-    store = pyro.get_param_store()
-    with eval_mode(*programs), store.scope(store.get_state()), pyro.validation_enabled(False), torch.no_grad():
-        yield
+    store, frozen = pyro.get_param_store(), frozen_parameters(*programs)
+    try:
+        with eval_mode(*programs), store.scope(store.get_state()), pyro.validation_enabled(False), torch.no_grad():
+            yield
+    finally:
+        freeze(frozen)
 
 
 def check_plates(sites: Mapping[str, Any], n: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from pyro.infer import TraceEnum_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppvae import noise
 from ppvae.batches import Batch, each, take
@@ -23,7 +23,8 @@ from ppvae.data import Data
 from ppvae.diagnose import diagnose
 from ppvae.errors import DivergedError
 from ppvae.evaluation import evaluate
-from ppvae.modules import Program, eval_mode, modules_of
+from ppvae.leaves import leaves_of_pair
+from ppvae.modules import Program, eval_mode, freeze, modules_of
 from ppvae.objectives import Weight, weight_at
 from ppvae.pair import Pair
 from ppvae.progress import Progress
@@ -53,6 +54,7 @@ class Training:
         svi: The step.
         data, validation: What is trained on, and what chooses the best epoch.
         pair: The pair as ``pair.Pair`` sees it, on the rows that each epoch is measured on; None where it is not measurable.
+        frozen: Parameters that came without gradient and stay as they are.
         has_globals: Whether there are latent sites outside the data plate.
         run: What is filled in.
     """
@@ -63,6 +65,7 @@ class Training:
     data: Data
     validation: Data | None
     pair: Pair | None
+    frozen: list[nn.Parameter]
     has_globals: bool
     run: Run
     epochs: int
@@ -88,6 +91,8 @@ class Training:
         """Build the optimizer over the leaves of the first batch; with a checkpoint, go on from it."""
         torch.manual_seed(noise.derived_seed(self.seed, "init"))  # parameters that pyro.param draws are born here
         first = self._batch(0, 0)
+        leaves_of_pair(self.model, self.guide, (first,), {})  # parameters are born, and Pyro's store unfreezes what a PyroModule holds
+        freeze(self.frozen)
         if saved is None:
             self.svi.prepare(first)
             forget_gradients(self.svi.leaves)

@@ -771,3 +771,19 @@ def test_a_plateau_scheduler_lowers_the_rate_when_the_elbo_stands_still():
     plateau = functools.partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.5, threshold=1e6, threshold_mode="abs")
     run = ppvae.fit(model, guide, pairs.binary(20), epochs=3, optimizer=frozen, scheduler=plateau)
     assert [row["learning_rate"] for row in run.history] == [1e-3, 1e-3, 5e-4]
+
+
+def test_frozen_parameters_of_a_pyro_module_stay_as_they_are():
+    """Pyro's store gives a gradient to every parameter that a PyroModule registers there, so that plain SVI trains frozen ones."""
+    model = models.LinearGaussian(3, 2).requires_grad_(False)
+    guide = guides.DiagonalNormal(MLP(3, [], 4), 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ppvae.fit(model, guide, pairs.real(20), epochs=3, batch_size=5)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_measuring_leaves_frozen_parameters_frozen():
+    model = models.LinearGaussian(3, 2).requires_grad_(False)
+    ppvae.log_weights(model, guides.DiagonalNormal(MLP(3, [], 4), 2), pairs.real(20), num_particles=2)
+    assert not any(parameter.requires_grad for parameter in model.parameters())

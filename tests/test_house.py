@@ -68,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "diagnose": RUNNING | {"svi"},
     "header": {"data", "objectives"},
     "resume": RUNNING | RECORDS | {"svi"},
-    "training": RUNNING | STEPS | RECORDS | {"svi", "diagnose", "evaluation", "resume"},
+    "training": RUNNING | STEPS | RECORDS | {"svi", "diagnose", "evaluation", "resume", "leaves"},
     "fit": RUNNING | STEPS | RECORDS | {"svi"} | TRAINING,
     "models": {"nn", "families", "build"},
     "guides": {"nn", "families", "build"},
