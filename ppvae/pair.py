@@ -130,7 +130,7 @@ class Pair:
         finally:
             self.in_plate = False
         pairs = [(log_q[name], same_q[name]) for name in log_q] + [(log_p[name], same_p[name]) for name in log_p]
-        return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True) for a, b in pairs)
+        return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-4, equal_nan=True) for a, b in pairs)
 
     @property
     def measure(self) -> str:
