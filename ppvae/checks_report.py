@@ -71,6 +71,9 @@ class Report:
         Raises:
             ProgramError: with the text of every error.
         """
+        if len(self.errors) == 1:
+            only = self.errors[0]
+            raise ProgramError(only.problem, where=only.where, mend=only.mend)
         if self.errors:
             raise ProgramError("\n".join(str(finding) for finding in self.errors))
 

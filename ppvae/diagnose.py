@@ -75,4 +75,4 @@ def _of_gradient(svi: SVI, x: Batch, rows: Tensor) -> str:
         zero_grads(svi.leaves)
         if bad:
             return f"all densities are finite, the gradient of datum {int(rows[i])} is not"
-    return "the densities are finite by another draw; a gradient overflowed in this one"
+    return "every density and the gradient of every single datum are finite: it is their sum that overflowed"

@@ -19,6 +19,7 @@ from pyro.optim import PyroOptim
 
 from ppvae import checkpoint, noise
 from ppvae.batches import Batch, each, take
+from ppvae.check import check
 from ppvae.data import Data
 from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
 from ppvae.header import described, say_header
@@ -183,6 +184,8 @@ def _look_at_pair(training: Training, objective: Any) -> None:
     try:
         training.pair = Pair(training.model, training.guide, shown, training.seed)
     except (ShapeError, ProgramError) as error:
+        if error.__cause__ is not None:  # the program itself raised: the check knows the site and the line to change
+            check(training.model, training.guide, shown).raise_if_broken()
         measurable = isinstance(error, ProgramError) and not isinstance(objective, TraceEnum_ELBO)
         if measurable:  # a guide that misses a latent trains against the prior, silently: refuse; enumeration may do without it
             raise

@@ -124,11 +124,11 @@ def first_trace(side: str, program: Program, rows: Batch, values: Values) -> Tra
     """Run a program of the user's for the first time: what it raises is told as what it is."""
     try:
         return trace(program, rows, values)
-    except PpvaeError:
-        raise
+    except PpvaeError as error:  # Pyro's tracing has added its table of shapes to the message
+        raise type(error)(str(error).split("Trace Shapes:")[0].rstrip()) from error
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ProgramError(
-            f"the {side} fails on two rows of the data: {type(error).__name__}: {first_line}",
+            f"the {side} fails on the first rows of the data: {type(error).__name__}: {first_line}",
             mend="ppvae.check(model, guide, x) tells which part of the contract it breaks",
         ) from error

@@ -874,7 +874,7 @@ def test_broken_report_raises_its_errors(x):
     with pytest.raises(ProgramError) as raised:
         check(a_model(), lambda x: None, x).raise_if_broken()
     assert str(raised.value) == (
-        "error: the guide misses the latent site 'z' of the model\n"
+        "the guide misses the latent site 'z' of the model\n"
         "  where: the guide draws []; the model draws ['z']\n"
         "  mend:  add pyro.sample('z', ...) to the guide"
     )
