@@ -135,7 +135,7 @@ def _factorised_kl(site_q: Any, site_p: Any) -> Tensor | None:
         return None
     try:
         return torch.distributions.kl_divergence(q, p).expand(site_q["value"].shape)
-    except NotImplementedError:
+    except NotImplementedError:  # torch knows no closed form for this pair: by draws
         return q.log_prob(site_q["value"]) - p.log_prob(site_q["value"])  # type: ignore[no-any-return]
 
 

@@ -55,7 +55,7 @@ class Pair:
         self.num_data = num_data(x)
         self.device = device_of(x)
         self._fits(guide, x)
-        # three rows, so that a global plate of size 2 is not taken for the data's; two at least, so that a size of 1 stands out
+        # two at least, so that a plate of size 1 stands out
         looked_at = torch.arange(min(3, self.num_data)) if self.num_data > 1 else torch.zeros(2, dtype=torch.long)
         rows = take(x, looked_at)
         with noise.seeded(seed, "globals", device=self.device), measuring(model, guide):
@@ -63,6 +63,10 @@ class Pair:
                 found_q = first_trace("guide", _for_rows(guide, looked_at), rows, {})
                 found_p = first_trace("model", model, rows, {name: site["value"] for name, site in sample_sites(found_q).items()})
             self._read(found_p, found_q, len(looked_at))
+            if self.num_data > 2:  # a plate of a size of its own fits three rows or two, never both
+                fewer = looked_at[:2]
+                for side, program in (("guide", _for_rows(guide, fewer)), ("model", model)):
+                    check_plates(sample_sites(first_trace(side, program, take(rows, fewer), self.globals)), 2)
             self.in_plate = self._takes_a_particle_plate(rows, looked_at)
 
     def _fits(self, guide: Program, x: Batch) -> None:
@@ -156,7 +160,7 @@ class Pair:
         for name in self.latents:
             site = sample_sites(found)[name]
             mean: Tensor = site["value"]
-            with contextlib.suppress(NotImplementedError, AttributeError):
+            with contextlib.suppress(NotImplementedError):  # torch's word for a distribution without a mean: the draws are averaged
                 mean = site["fn"].mean if torch.isfinite(site["fn"].mean).all() else mean
             mean = mean.expand(site["value"].shape).to(torch.get_default_dtype() if not mean.is_floating_point() else mean.dtype)
             outward = self._outward(mean, num_particles, site["fn"].event_dim).mean(0)

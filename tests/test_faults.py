@@ -333,3 +333,19 @@ def test_parameters_that_constrain_each_other_are_refused_with_a_way_on():
 
     with pytest.raises(FamilyError, match="a Uniform has parameters that constrain each other"):
         analysis.refine(model, uniform, torch.randn(4, 2))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5], ids=str)
+def test_a_global_plate_at_the_data_dim_is_refused_whatever_its_size(size):
+    """A plate of 3 among 50 data once gave a number: the rows looked at were three."""
+
+    def with_groups(program):
+        def run(x):
+            with pyro.plate("groups", size, dim=-1):
+                pyro.sample("mu", dist.Normal(torch.tensor(0.0), 1.0))
+            program(x)
+
+        return run
+
+    with pytest.raises(ShapeError, match=f"site 'mu': the plate 'groups' at dim -1 has size {size}, and the batch has"):
+        analysis.elbo(with_groups(model), with_groups(guide), torch.randn(50, 2), num_particles=3)
