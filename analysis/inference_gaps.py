@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.analysis.estimate import Estimate, Provenance, as_lists, batch_of, label, mean_of
-from ppvae.analysis.local import LocalPosterior, LocalUnconstrained
+from ppvae.local import LocalPosterior, LocalUnconstrained
 from ppvae.analysis.log_likelihood import LogLikelihood, log_likelihood
 from ppvae.analysis.refine import check_refinement, refine
 from ppvae.batches import Batch

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ppvae import noise
-from ppvae.analysis import natural
+from ppvae import natural
 from ppvae.analysis.elbo import elbo
 from ppvae.analysis.estimate import Estimate, Provenance, as_lists, batch_of, label, mean_of
-from ppvae.analysis.freed import Freed, Normals, start_of
-from ppvae.analysis.local import LocalPosterior, LocalUnconstrained
+from ppvae.freed import Freed, Normals, start_of
+from ppvae.local import LocalPosterior, LocalUnconstrained
 from ppvae.batches import Batch, digest, take
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, FamilyError, check_count

@@ -60,6 +60,11 @@ def is_deterministic(site: Any) -> bool:
     return bool(site["infer"].get("_deterministic")) or type(site["fn"]).__name__ == "Unit"
 
 
+def prior_of(model: Program) -> Program:
+    """The model's prior as a guide: its latent sites, without what it observes; every log weight is then log p(x | z)."""
+    return poutine.block(model, hide_fn=lambda msg: bool(msg["is_observed"]))  # type: ignore[no-any-return]
+
+
 def latent_sites(found: Trace) -> list[str]:
     """Names of the sites that are drawn."""
     return [name for name, site in sample_sites(found).items() if not site["is_observed"]]

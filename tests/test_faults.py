@@ -12,7 +12,7 @@ from test_refine import gamma_guide
 
 from ground_truth import MeanField, correlated_posterior, poisson_gamma
 from ppvae import analysis, importance
-from ppvae.analysis import natural
+from ppvae import natural
 from ppvae.analysis.refine import Schedule
 from ppvae.errors import ArgumentError, FamilyError, ProgramError, ShapeError
 from ppvae.evaluation import evaluate

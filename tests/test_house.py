@@ -33,6 +33,18 @@ SOURCES = {
 RUNNING = {"programs", "pair", "stream", "batches", "modules", "support", "noise"}  # running programs, alone, in pairs, in blocks
 STEPS = {"importance", "simulate", "check", "objectives", "capture"}
 RECORDS = {"data", "build", "factory", "state", "checkpoint", "run", "progress"}
+LATENTS = {
+    "coordinates",
+    "families",
+    "natural",
+    "local",
+    "freed",
+    "refinement",
+    "annealing",
+    "hmc",
+    "enumeration",
+    "quadrature",
+}  # what is done in z
 TRAINING = {"diagnose", "evaluation", "training", "resume", "header"}  # the parts of fit.py that have a file of their own
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -50,7 +62,15 @@ ALLOWED: dict[str, set[str]] = {
     "programs": {"batches", "modules"},
     "pair": {"programs", "batches", "modules", "support", "noise"},
     "stream": {"pair", "programs", "batches", "modules", "noise"},
-    "coordinates": RUNNING,
+    "coordinates": RUNNING | {"enumeration"},
+    "enumeration": RUNNING,
+    "quadrature": RUNNING | {"coordinates", "enumeration"},
+    "natural": set(),
+    "local": RUNNING | {"coordinates", "families"},
+    "freed": RUNNING | {"coordinates", "families", "local"},
+    "refinement": RUNNING | {"coordinates", "families", "natural", "local", "freed"},
+    "hmc": set(),
+    "annealing": RUNNING | {"coordinates", "families", "natural", "local", "freed", "refinement", "importance", "hmc"},
     "evaluation": RUNNING,
     "leaves": RUNNING,
     "state": RUNNING,
@@ -71,8 +91,8 @@ ALLOWED: dict[str, set[str]] = {
     "training": RUNNING | STEPS | RECORDS | {"svi", "diagnose", "evaluation", "resume", "leaves"},
     "fit": RUNNING | STEPS | RECORDS | {"svi"} | TRAINING,
     "models": {"nn", "families", "build"},
-    "guides": {"nn", "families", "build"},
-    "analysis": RUNNING | {"coordinates", "importance", "families", "simulate", "capture", "evaluation", "data"},
+    "guides": RUNNING | LATENTS | {"nn", "build"},
+    "analysis": RUNNING | LATENTS | {"importance", "simulate", "capture", "evaluation", "data"},
 }
 FRONTS = {
     "__init__",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppvae import noise
-from ppvae.analysis.local import FreedSite, LocalPosterior, LocalUnconstrained
+from ppvae.local import FreedSite, LocalPosterior, LocalUnconstrained
 from ppvae.batches import Batch, take
 from ppvae.coordinates import Coordinates
 from ppvae.errors import FamilyError
