@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,6 @@ def to_arviz(model: Program, guide: Program, x: Data | Any, *, num_particles: in
     Raises:
         ImportError: ArviZ is not installed.
     """
-    import arviz
-
     batch = batch_of(x, model, guide)
     pair = Pair(model, guide, batch, seed)
     posterior: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
@@ -61,10 +60,60 @@ def to_arviz(model: Program, guide: Program, x: Data | Any, *, num_particles: in
         "prior": {name: _array(value) for name, value in prior.items()},
         "observed_data": {name: value.detach().cpu().numpy() for name, value in observed.items()},
     }
-    dims = {name: ["datum"] for name in {*pair.latents, *pair.observed}}
-    if hasattr(arviz, "convert_to_datatree"):
-        return arviz.from_dict(groups, dims=dims)
-    return arviz.from_dict(**groups, dims=dims)  # type: ignore[arg-type]
+    return _of_groups(groups, {*pair.latents, *pair.observed})
+
+
+def container(posterior: dict[str, Tensor], sample_stats: dict[str, Tensor]) -> Any:
+    """Draws (C, S, N, *event) by latent site, and what is known of each draw, (C, S, N), as ArviZ's container.
+
+    Raises:
+        ImportError: ArviZ is not installed.
+    """
+    groups = {
+        "posterior": {name: draws.detach().cpu().numpy() for name, draws in posterior.items()},
+        "sample_stats": {name: values.detach().cpu().numpy() for name, values in sample_stats.items()},
+    }
+    return _of_groups(groups, {*posterior, *sample_stats})
+
+
+def convergence(u: Tensor) -> tuple[Tensor, Tensor]:
+    """R-hat and effective sample size of C chains of S draws for N data in D dimensions, (C, S, N, D).
+
+    Returns:
+        The largest rank-normalised split R-hat and the smallest of bulk and tail effective sample sizes over the dimensions, (N,) each.
+        A dimension that never moved has an R-hat of infinity and a size of 0.
+
+    References:
+        Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), Rank-normalization, folding, and localization.
+    """
+    import arviz
+
+    data = container({"u": u}, {})
+    with np.errstate(invalid="ignore", divide="ignore"):  # chains that never moved have no variance
+        r_hat = _values(arviz.rhat(data))
+        ess = np.minimum(_values(arviz.ess(data, method="bulk")), _values(arviz.ess(data, method="tail")))
+    still = (u == u[:1, :1]).all(0).all(0).numpy()
+    r_hat, ess = np.where(still | np.isnan(r_hat), np.inf, r_hat), np.where(still | np.isnan(ess), 0.0, ess)
+    return torch.from_numpy(r_hat.max(1)), torch.from_numpy(ess.min(1))
+
+
+def _values(found: Any) -> np.ndarray[Any, Any]:
+    """The array of the variable "u", (N, D), in a result of either generation: a Dataset, or a DataTree with one inside."""
+    found = found["posterior"] if "posterior" in getattr(found, "children", {}) else found
+    return np.asarray(found["u"].values, dtype=float)
+
+
+def _of_groups(groups: dict[str, dict[str, np.ndarray[Any, Any]]], names: set[str]) -> Any:
+    """The installed generation's container; the first dimension behind chain and draw is the datum."""
+    import arviz
+
+    groups = {group: values for group, values in groups.items() if values}
+    dims = {name: ["datum"] for name in names}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="More chains")  # it takes that for a transposed array
+        if hasattr(arviz, "convert_to_datatree"):
+            return arviz.from_dict(groups, dims=dims)
+        return arviz.from_dict(**groups, dims=dims)  # type: ignore[arg-type]
 
 
 def _array(draws: Tensor) -> np.ndarray[Any, Any]:

@@ -15,6 +15,7 @@ from torch.distributions.constraints import Constraint
 
 from ppvae import noise
 from ppvae.batches import Batch, take
+from ppvae.enumeration import States
 from ppvae.errors import FamilyError
 from ppvae.pair import Pair
 from ppvae.programs import measuring, sample_sites, trace
@@ -60,12 +61,21 @@ class SiteCoordinates:
 class Coordinates:
     """The latents of a pair as u in R^D, per datum.
 
+    Args:
+        pair: Model and guide.
+        x: The data of the measurement.
+        seed: Rules the draws at which the sites are looked at.
+        enumerate_discrete: Leave the discrete latents out of u and sum them out of ``log_density``: HMC, annealing and quadrature then
+            see the continuous part of a mixed model. The density stays differentiable in u.
+
     Raises:
-        FamilyError: A latent is discrete, or its support changes from datum to datum.
+        FamilyError: A latent is discrete (unless it is enumerated), or its support changes from datum to datum.
     """
 
-    def __init__(self, pair: Pair, x: Batch, seed: int = 0) -> None:
+    def __init__(self, pair: Pair, x: Batch, seed: int = 0, enumerate_discrete: bool = False) -> None:
         self.pair = pair
+        self.states = States(pair, x, seed) if enumerate_discrete else None
+        discrete = self.states.names if self.states else []
         rows = torch.arange(min(2, pair.num_data))
         with noise.seeded(seed, "coordinates", device=pair.device), measuring(pair.model, pair.guide):
             values, _ = pair.draw(take(x, rows), rows, 2)
@@ -73,6 +83,8 @@ class Coordinates:
         self.sites: list[SiteCoordinates] = []
         self.dim = 0
         for name in pair.latents:
+            if name in discrete:
+                continue
             site = self._site(name, values[name], found[name])
             self.sites.append(site)
             self.dim = site.place.stop
@@ -83,9 +95,21 @@ class Coordinates:
             raise FamilyError(
                 f"the latent site '{name}' is discrete ({type(unwrapped(site['fn'])).__name__}) and has no unconstrained coordinates",
                 where=f"site '{name}'",
-                mend="refine by family 'same', or enumerate the site",
+                mend=[
+                    "refine by family 'same'",
+                    "sum it out: Coordinates(pair, x, enumerate_discrete=True), or exact_log_likelihood(model, x)",
+                ],
             )
-        transform = biject_to(_narrowed(name, support))
+        if type(support).__name__ == "MixtureSameFamilyConstraint":  # a mixture lies where its components lie
+            support = support.base_constraint
+        try:
+            transform = biject_to(_narrowed(name, support))
+        except NotImplementedError as error:
+            raise FamilyError(
+                f"the support of the latent site '{name}' has no transform from unconstrained coordinates",
+                where=f"site '{name}', {support}",
+                mend="declare the site on a support that torch.distributions.biject_to knows, and transform it afterwards",
+            ) from error
         event_dim = site["fn"].event_dim
         data_dim = value.dim() - event_dim - 1
         event = tuple(transform.inverse_shape(value.shape[data_dim + 1 :])) if event_dim else ()
@@ -124,17 +148,48 @@ class Coordinates:
         return (1,) * missing + site.inner
 
     def log_density(self, x: Batch, u: Tensor) -> Tensor:
-        """log p(x, z(u)) + log |dz/du|, (K, n, D) -> (K, n), in the dtype of u."""
+        """log p(x, z(u)) + log |dz/du|, (K, n, D) -> (K, n), in the dtype of u; enumerated latents are summed out."""
         values, log_det = self.unpack(u)
+        if self.states is not None and self.states.sites:
+            return self.states.log_sum(x, values).to(u.dtype) + log_det
         return sum(self.pair.score(x, values).values()).to(u.dtype) + log_det  # type: ignore[union-attr]
 
     def gradient(self, x: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
         """``log_density`` and its gradient by u, (K, n) and (K, n, D)."""
         with measuring(self.pair.model), torch.enable_grad(), pyro.validation_enabled(False):
             u = u.detach().requires_grad_(True)
+            if self.states is not None and self.states.sites:
+                return self._gradient_over_states(x, u)
             density = self.log_density(x, u)
             (gradient,) = torch.autograd.grad(density.sum(), u)
         return density.detach(), gradient
+
+    def _gradient_over_states(self, x: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient block by block of states, each with a graph of its own, so that memory does not grow with their number."""
+        assert self.states is not None
+        values, log_det = self.unpack(u)
+        rest = {name: value.detach().requires_grad_(True) for name, value in values.items()}
+        density = torch.full(u.shape[:2], -torch.inf, dtype=torch.float64, device=u.device)
+        gradients = {name: torch.zeros_like(value) for name, value in rest.items()}
+        for part in self.states.log_sums(x, rest):
+            found = torch.autograd.grad(part.sum(), list(rest.values()))
+            total = torch.logaddexp(density, part.detach())
+            before, now = ((term - total).exp().nan_to_num(0.0) for term in (density, part.detach()))
+            for (name, gradient), new in zip(gradients.items(), found, strict=True):
+                # where the block's density is 0 its gradient is not a number, and its weight is 0
+                new = torch.where(self._spread(now, name, new) > 0, new, 0.0)
+                gradients[name] = self._spread(before, name, new) * gradient + self._spread(now, name, new) * new
+            density = total
+        outputs, weights = [*values.values(), log_det], [*gradients.values(), torch.ones_like(log_det)]
+        moved = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
+        (gradient,) = torch.autograd.grad([output for output, _ in moved], u, [weight for _, weight in moved])
+        return density.to(u.dtype) + log_det.detach(), gradient
+
+    def _spread(self, weight: Tensor, name: str, value: Tensor) -> Tensor:
+        """A number per particle and datum, (K, n), in the layout of a value (K, [plates], n, *event)."""
+        event_dim = self.pair.event_dims[name]
+        plates = value.dim() - event_dim - 2
+        return weight.reshape(len(weight), *[1] * plates, weight.shape[1], *[1] * event_dim).to(value.dtype)
 
 
 def _narrowed(name: str, support: Any) -> Any:

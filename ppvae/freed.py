@@ -13,17 +13,20 @@ import torch
 from torch import Tensor
 
 from ppvae import noise
-from ppvae.local import FreedSite, LocalPosterior, LocalUnconstrained
 from ppvae.batches import Batch, take
 from ppvae.coordinates import Coordinates
 from ppvae.errors import FamilyError
-from ppvae.families import DiagonalNormal, Family, FullRankNormal
+from ppvae.families import CouplingFlow, DiagonalNormal, Family, FullRankNormal, LowRankNormal, MixtureNormal, Whitened
+from ppvae.local import FreedSite, LocalPosterior, LocalUnconstrained
 from ppvae.pair import Pair
 from ppvae.programs import measuring, trace
 from ppvae.support import unwrapped
 
 BLOCK = 1024
 MOMENT_DRAWS = 256
+NORMALS = ("mean_field", "full_rank")
+INNER = {"flow": CouplingFlow, "mixture": MixtureNormal}  # families over what a full-rank Normal has whitened
+FAMILIES = ("same", *NORMALS, "low_rank", *INNER)
 TWO_METHODS = (
     "give the guide two methods: parameters_at(x) -> (N, P) and an attribute family with distribution((..., P)) and num_parameters "
     "(see ppvae.families)"
@@ -32,27 +35,32 @@ TWO_METHODS = (
 
 @dataclass
 class Normals:
-    """Normal posteriors over the unconstrained coordinates: m (N, D), L (N, D, D), and which entries of L the family has."""
+    """Normal posteriors over the unconstrained coordinates.
+
+    Attributes:
+        coordinates: The coordinates u in R^D.
+        m: (N, D).
+        scale_tril: L, (N, D, D); or its diagonal, (N, D), for a family that has no more.
+        structure: (D, D) of 0 and 1: the entries of L that the family has.
+    """
 
     coordinates: Coordinates
     m: Tensor
     scale_tril: Tensor
     structure: Tensor
 
-    def as_guide(self, m: Tensor, scale_tril: Tensor) -> LocalPosterior | LocalUnconstrained:
+    def as_guide(self, m: Tensor, scale_tril: Tensor, name: str = "refined") -> LocalPosterior | LocalUnconstrained:
         """The posteriors as a guide: site by site where each is a real vector, else through an auxiliary site."""
-        sites = self.coordinates.sites
+        sites, conditioned = self.coordinates.sites, self.coordinates.pair.globals
         blocks = {site.name: site.place for site in sites}
         separate = all(self._apart(place) for place in blocks.values())
         if separate and all(site.is_identity and len(site.event) == 1 for site in sites):
-            families: dict[str, Family] = {name: self._family(place) for name, place in blocks.items()}
-            tables = {
-                name: families[name].row(m[:, place], scale_tril[:, place, place])  # type: ignore[attr-defined]
-                for name, place in blocks.items()
-            }
-            return LocalPosterior(families, tables, "refined")
-        family = self._family(slice(0, self.coordinates.dim))
-        return LocalUnconstrained(sites, family, family.row(m, scale_tril), "refined")
+            families: dict[str, Family] = {site: self._family(place) for site, place in blocks.items()}
+            tables = {site: _row(families[site], m, scale_tril, place) for site, place in blocks.items()}
+            return LocalPosterior(families, tables, name, conditioned)
+        whole = slice(0, self.coordinates.dim)
+        family = self._family(whole)
+        return LocalUnconstrained(sites, family, _row(family, m, scale_tril, whole), name, conditioned)
 
     def _family(self, place: slice) -> DiagonalNormal | FullRankNormal:
         block = self.structure[place, place]
@@ -66,59 +74,129 @@ class Normals:
         return not bool(self.structure[place][:, others].any() or self.structure[others][:, place].any())
 
 
+def _row(family: Any, m: Tensor, scale_tril: Tensor, place: slice) -> Tensor:
+    if scale_tril.dim() == 2:
+        return torch.cat([m[:, place], scale_tril[:, place].log()], -1)
+    return family.row(m[:, place], scale_tril[:, place, place])  # type: ignore[no-any-return]
+
+
 @dataclass
 class Freed:
     """Families by site with a row of free parameters per datum, (N, P)."""
 
     families: dict[str, Family]
     tables: dict[str, Tensor]
+    rate: float = 0.1
 
-    def log_weights(self, pair: Pair, x: Batch, tables: dict[str, Tensor], num_draws: int) -> Tensor:
-        """log p - log q at reparameterised draws, (num_draws, n); the mean over the draws is the ELBO of each datum."""
+    def log_weights(self, pair: Pair, x: Batch, rows: Tensor, tables: dict[str, Tensor], num_draws: int) -> tuple[Tensor, Tensor]:
+        """log p - log q at reparameterised draws, and the weight of each: (S, n), (S, n); the ELBO of each datum is sum_s weight log w."""
         values, log_q = {}, torch.zeros(())
         for site, family in self.families.items():
             q = family.distribution(tables[site])
             value = q.rsample(torch.Size([num_draws]))
-            log_q = log_q + q.log_prob(value)
+            # The parameters of log q are held fixed ("sticking the landing"): their score has mean zero and is only noise
+            log_q = log_q + family.distribution(tables[site].detach()).log_prob(value)
             ones = [1] * (pair.nesting - 1) if pair.in_plate else []
             values[site] = value.reshape(num_draws, *ones, *value.shape[1:])
-        log_p = sum(pair.score(x, values).values())
-        return log_p - log_q
+        log_w = sum(pair.score(x, values).values()) - log_q
+        return log_w, torch.full_like(log_w, 1 / num_draws)
+
+    def as_guide(self, pair: Pair, tables: dict[str, Tensor]) -> LocalPosterior | LocalUnconstrained:
+        """The posteriors as a guide."""
+        return LocalPosterior(self.families, tables, "refined", pair.globals)
 
 
-def start_of(pair: Pair, x: Batch, family: str, seed: int) -> Normals | Freed:
-    """Where the refinement of a pair starts.
+@dataclass
+class FreedUnconstrained:
+    """One family over the unconstrained coordinates with a row of free parameters per datum, in the table "u".
+
+    ``fixed``, (N, P'), is the part of the row that stays: the Normal that has whitened the coordinates.
+    """
+
+    coordinates: Coordinates
+    family: Any
+    tables: dict[str, Tensor]
+    fixed: Tensor
+    rate: float
+
+    def log_weights(self, pair: Pair, x: Batch, rows: Tensor, tables: dict[str, Tensor], num_draws: int) -> tuple[Tensor, Tensor]:
+        """As ``Freed.log_weights``; a mixture's draws are stratified, so that its weights have a gradient."""
+        row = torch.cat([self.fixed[rows], tables["u"]], -1)
+        inner = getattr(self.family, "inner", self.family)
+        if isinstance(inner, MixtureNormal):
+            v, weights = inner.stratified(tables["u"], num_draws)
+            normal = self.family.outer.distribution(self.fixed[rows])
+            u = normal.loc + torch.einsum("nij,knj->kni", normal.scale_tril, v)
+        else:
+            u = self.family.distribution(row).rsample(torch.Size([num_draws]))
+            weights = u.new_full(u.shape[:2], 1 / num_draws)
+        log_q = self.family.distribution(row.detach()).log_prob(u)
+        return self.coordinates.log_density(x, u).double() - log_q, weights.double()
+
+    def as_guide(self, pair: Pair, tables: dict[str, Tensor]) -> LocalPosterior | LocalUnconstrained:
+        """The posteriors as a guide."""
+        table = torch.cat([self.fixed, tables["u"]], -1)
+        return LocalUnconstrained(self.coordinates.sites, self.family, table, "refined", pair.globals)
+
+
+def start_of(pair: Pair, x: Batch, family: str, seed: int) -> Normals | Freed | FreedUnconstrained:
+    """Where the refinement of a pair starts: the guide's own posteriors in the family, or the nearest in it by their moments.
 
     Raises:
         FamilyError: naming the site that cannot be freed, and what to write.
     """
     if not pair.latents:
         raise FamilyError("the model has no latent site in the data plate, so there is no posterior to refine")
-    _refuse_masks_and_globals(pair, x, seed)
+    _refuse_masks(pair, x, seed)
     if family == "same":
         return _same(pair, x, seed)
     coordinates = Coordinates(pair, x, seed)
+    m, scale_tril = _normal_start(pair, coordinates, x, seed, family)
+    if family == "low_rank":
+        low_rank = LowRankNormal(coordinates.dim)
+        return FreedUnconstrained(coordinates, low_rank, {"u": low_rank.row(m, scale_tril)}, m[:, :0], 0.03)
     full = torch.ones(coordinates.dim, coordinates.dim, device=pair.device).tril()
     structure = full if family == "full_rank" else torch.eye(coordinates.dim, device=pair.device)
-    try:
-        same = _same(pair, x, seed)
-    except FamilyError:
-        same = None
-    if isinstance(same, Normals):
-        m, scale_tril = same.m, same.scale_tril
-        if family == "mean_field":
-            scale_tril = torch.diag_embed(scale_tril.square().sum(-1).sqrt())
-    else:
-        m, scale_tril = _moments(pair, coordinates, x, seed, family == "full_rank")
     return Normals(coordinates, m, scale_tril, structure.to(m.dtype))
 
 
-def _refuse_masks_and_globals(pair: Pair, x: Batch, seed: int) -> None:
-    if pair.globals:
-        raise FamilyError(
-            f"the sites {sorted(pair.globals)} are global, and a local posterior belongs to one datum",
-            mend="measure elbo and log_likelihood, which condition on a draw of the global sites",
-        )
+def whitened(family: str, normals: Normals, m: Tensor, scale_tril: Tensor, seed: int) -> FreedUnconstrained:
+    """A flow or a mixture in the coordinates that fitted full-rank Normals have whitened; the Normals stay."""
+    dim = normals.coordinates.dim
+    with noise.seeded(seed, "whitened", device=m.device):
+        if family == "flow":
+            inner: CouplingFlow | MixtureNormal = CouplingFlow(dim)
+            table, rate = inner.identity_row((len(m),), m), 2e-3  # type: ignore[union-attr]
+        else:
+            inner = MixtureNormal(dim)
+            spread = 0.5 * torch.randn(inner.num_components * dim, dtype=m.dtype, device=m.device)  # components that coincide stay so
+            zeros = m.new_zeros(inner.num_components)
+            table = torch.cat([zeros, spread, torch.zeros_like(spread)]).repeat(len(m), 1)
+            rate = 0.03
+    both = Whitened(inner)
+    return FreedUnconstrained(normals.coordinates, both, {"u": table}, both.outer.row(m, scale_tril), rate)
+
+
+def _normal_start(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, family: str) -> tuple[Tensor, Tensor]:
+    full = family == "full_rank"
+    if isinstance(pair.guide, LocalUnconstrained) and isinstance(pair.guide.family, DiagonalNormal | FullRankNormal):
+        q = pair.guide.family.distribution(pair.guide.table)
+        own = q.mean, q.scale_tril if hasattr(q, "scale_tril") else torch.diag_embed(q.stddev)
+    else:
+        try:
+            same = _same(pair, x, seed)
+        except FamilyError:
+            same = None
+        if not isinstance(same, Normals):
+            return _moments(pair, coordinates, x, seed, full)
+        own = same.m, same.scale_tril
+    m, scale_tril = own
+    if full:
+        return m, torch.diag_embed(scale_tril) if scale_tril.dim() == 2 else scale_tril
+    return m, scale_tril if scale_tril.dim() == 2 else scale_tril.square().sum(-1).sqrt()
+
+
+def _refuse_masks(pair: Pair, x: Batch, seed: int) -> None:
     for name, site in _distributions(pair, x, slice(0, min(pair.num_data, BLOCK)), seed).items():
         if site["mask"] is not None or type(site["fn"]).__name__ == "MaskedDistribution":
             raise FamilyError(
@@ -129,7 +207,7 @@ def _refuse_masks_and_globals(pair: Pair, x: Batch, seed: int) -> None:
 
 
 def _moments(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, full: bool) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the guide's draws, for guides that are no Normal."""
+    """Mean, and Cholesky factor of the covariance or standard deviations, of the guide's draws, for guides that are no Normal."""
     means, roots = [], []
     for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
         with noise.seeded(seed, "moments", rows.start, device=pair.device), measuring(pair.model, pair.guide):
@@ -137,10 +215,12 @@ def _moments(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, full: bo
         mean = u.mean(0)
         centred = u - mean
         variance = centred.square().mean(0).clamp(min=1e-8)
-        covariance = torch.diag_embed(variance)
-        if full:  # shrunk towards its diagonal: with few draws per dimension the sample covariance is near singular
-            covariance = 0.8 * torch.einsum("kni,knj->nij", centred, centred) / len(u) + 0.2 * covariance
         means.append(mean)
+        if not full:
+            roots.append(variance.sqrt())
+            continue
+        # shrunk towards its diagonal: with few draws per dimension the sample covariance is near singular
+        covariance = 0.8 * torch.einsum("kni,knj->nij", centred, centred) / len(u) + 0.2 * torch.diag_embed(variance)
         roots.append(torch.linalg.cholesky(covariance))
     return torch.cat(means), torch.cat(roots)
 
@@ -193,9 +273,14 @@ def _by_parameters(pair: Pair, x: Batch, seed: int, first: dict[str, Any]) -> Fr
 
 def _normals(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, kinds: dict[str, str]) -> Normals:
     means, roots = [], []
+    diagonal = all(kind == "Normal" for kind in kinds.values())
     for rows in noise.blocks(pair.num_data, BLOCK):
         sites = _distributions(pair, x, rows, seed)
         loc = coordinates.pack({name: _as_value(pair, site, "loc") for name, site in sites.items()}, transformed=False)[0]
+        if diagonal:
+            roots.append(coordinates.pack({name: _as_value(pair, site, "scale") for name, site in sites.items()}, transformed=False)[0])
+            means.append(loc)
+            continue
         root = loc.new_zeros(*loc.shape, loc.shape[-1])
         for place in coordinates.sites:
             site = sites[place.name]

@@ -1,17 +1,63 @@
-"""Weights and their reductions, on arrays alone: log-mean-exp, its error, effective sample size, k-hat.
+"""Weights and their reductions, on arrays alone: log-mean-exp, its error and effective sample size, plain, truncated or smoothed.
 
 Log weights are (K, ...), particles leftmost, nats. ``Streamed`` holds the same reductions for weights that come in blocks: its memory
-does not grow with K but for the largest 3 sqrt(K) weights that k-hat looks at.
+does not grow with K but for the largest 3 sqrt(K) weights, which k-hat, truncation and smoothing look at.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-MIN_PARTICLES = 25  # below it the tail holds five weights or fewer and k-hat is not defined
+from ppvae.errors import ArgumentError
+from ppvae.pareto import MIN_PARTICLES, RESOLUTION, fitted, k_hat, k_hat_threshold, tail_length
+
+__all__ = [
+    "MIN_PARTICLES",
+    "WEIGHTS",
+    "Reduced",
+    "Streamed",
+    "check_weights",
+    "effective_sample_size",
+    "k_hat",
+    "k_hat_threshold",
+    "log_mean_exp",
+    "reduced",
+    "smoothed",
+    "standard_error",
+    "tail_length",
+    "truncated",
+]
+
+WEIGHTS = ("plain", "truncated", "smoothed")
+
+
+class Reduced(NamedTuple):
+    """Reductions over K, (...) each.
+
+    Attributes:
+        log_mean_weight: log of the mean weight, nats.
+        se: Its Monte Carlo standard error by the delta method, nats; nan for one particle.
+        ess: Effective sample size, in [1, K].
+    """
+
+    log_mean_weight: Tensor
+    se: Tensor
+    ess: Tensor
+
+
+def check_weights(weights: str) -> str:
+    """The name of a treatment of weights.
+
+    Raises:
+        ArgumentError: It is none of "plain", "truncated" and "smoothed".
+    """
+    if weights not in WEIGHTS:
+        raise ArgumentError(f"weights are 'plain', 'truncated' or 'smoothed', got {weights!r}")
+    return weights
 
 
 def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
@@ -39,92 +85,69 @@ def _relative_error(ess: Tensor, k: Tensor) -> Tensor:
     return torch.where(k > 1, ((k / ess - 1).clamp(min=0) / (k - 1).clamp(min=1)).sqrt(), torch.nan)
 
 
-def k_hat_threshold(num_particles: int) -> float:
-    """min(1 - 1 / log10 K, 0.7): above it the estimate should not be believed.
+def truncated(log_weights: Tensor) -> Tensor:
+    """Log weights with none above mean(w) sqrt(K). (K, ...) -> (K, ...).
+
+    The mean of these is biased downwards and has a finite variance whatever the weights' tail; the bias goes to 0 as K grows.
 
     References:
-        Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling, sec. 3.2.4.
+        Ionides (2008), Truncated importance sampling, sec. 2.
     """
-    return min(1 - 1 / math.log10(max(num_particles, 2)), 0.7)
+    return torch.minimum(log_weights, log_mean_exp(log_weights) + 0.5 * math.log(len(log_weights)))
 
 
-def tail_length(num_particles: int) -> int:
-    """Number of largest weights that the generalised Pareto distribution is fitted to, ceil(min(K / 5, 3 sqrt K))."""
-    return math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles)))
+def smoothed(log_weights: Tensor, resolution: float = RESOLUTION) -> Tensor:
+    """Log weights with the largest smoothed by a generalised Pareto distribution. (K, ...) -> (K, ...), float64.
+
+    The M = ceil(min(K / 5, 3 sqrt K)) largest weights become expected order statistics of the distribution fitted to them, in their
+    order, none above the largest raw weight. Unchanged where nothing can be fitted: constant weights, and below 25 particles.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling, sec. 3.
+    """
+    k, shape = len(log_weights), log_weights.shape
+    flat = log_weights.detach().double().cpu().reshape(k, -1)
+    places = flat.topk(min(k, tail_length(k) + 1), dim=0).indices
+    tail = fitted(flat.gather(0, places), flat.amin(0), k, resolution)[1]
+    return flat.scatter(0, places, tail).reshape(shape).to(log_weights.device)
 
 
-def k_hat(log_weights: Tensor, resolution: float = 1e-13) -> Tensor:
-    """Shape of the generalised Pareto distribution fitted to the largest weights. (K, ...) -> (...).
+def reduced(log_weights: Tensor, weights: str = "plain", resolution: float = RESOLUTION) -> Reduced:
+    """Log mean weight, its error and effective sample size. (K, ...) -> (...) each.
 
     Args:
-        log_weights: +log w, (K, ...). (arviz 1.x's ``psislw`` wants -log w.)
+        log_weights: (K, ...), nats.
+        weights: "plain"; "truncated" at mean(w) sqrt(K); or "smoothed" by a generalised Pareto distribution.
         resolution: Weights that differ by less than this, relative to the size of their logarithm, are constant.
 
-    Returns:
-        k-hat: -inf where all weights are equal (nothing can be fitted, and nothing is wrong), nan below 25 particles.
-
-    References:
-        Vehtari et al. (2024), Pareto smoothed importance sampling, sec. 3.1.
-        Zhang, Stephens (2009), A new and efficient estimation method for the generalized Pareto distribution.
+    Raises:
+        ArgumentError: ``weights`` is none of these.
     """
-    k, shape = log_weights.shape[0], log_weights.shape[1:]
-    flat = log_weights.detach().double().reshape(k, -1)
-    keep = min(k, tail_length(k) + 1)
-    largest = flat.topk(keep, dim=0).values
-    return k_hat_of_largest(largest, flat.amin(0), k, resolution).reshape(shape)
-
-
-def k_hat_of_largest(largest: Tensor, smallest: Tensor, num_particles: int, resolution: float = 1e-13) -> Tensor:
-    """k-hat from the M + 1 largest log weights of K, (M + 1, N), in any order, and the smallest one, (N,)."""
-    n = largest.shape[1]
-    found = torch.full((n,), torch.nan, dtype=torch.float64)
-    if num_particles < MIN_PARTICLES:
-        return found
-    ordered = largest.double().cpu().sort(0).values
-    top = ordered[-1]
-    constant = (top - smallest.double().cpu()) <= resolution * top.abs().clamp(min=1)
-    relative = (ordered - top).exp()
-    cutoff = relative[0].clamp(min=torch.finfo(torch.float64).tiny)
-    exceeding = relative > cutoff
-    counts = exceeding.sum(0)
-    for count in counts.unique().tolist():  # nearly always one count: ties at the cutoff are rare
-        rows = (counts == count).nonzero()[:, 0]
-        if count <= 4:
-            found[rows] = torch.inf
-            continue
-        for some in rows.split(256):  # bounds the memory of the fit's grid
-            found[some] = _pareto_shape((relative[-count:, some] - cutoff[some]).T.contiguous())
-    found[constant] = -torch.inf
-    return found
-
-
-def _pareto_shape(x: Tensor) -> Tensor:
-    """Zhang and Stephens' estimate of the shape, with PSIS's weak prior towards 0.5. Ascending exceedances (N, M) -> (N,)."""
-    m = x.shape[1]
-    grid = 30 + int(math.sqrt(m))
-    steps = torch.arange(1, grid + 1, dtype=x.dtype)
-    quartile = x[:, int(m / 4 + 0.5) - 1 : int(m / 4 + 0.5)]
-    b = (1 - torch.sqrt(grid / (steps - 0.5))) / (3 * quartile) + 1 / x[:, -1:]
-    k = torch.log1p(-b[:, :, None] * x[:, None, :]).mean(-1)
-    profile = m * (torch.log(-b / k) - k - 1)
-    weights = torch.softmax(profile, -1)
-    weights = torch.where(weights >= 10 * torch.finfo(x.dtype).eps, weights, 0.0)
-    b_mean = (b * weights).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
-    shape = torch.log1p(-b_mean * x).mean(-1)
-    return (m * shape + 10 * 0.5) / (m + 10)
+    treated = log_weights.detach().double()
+    if check_weights(weights) == "truncated":
+        treated = truncated(treated)
+    elif weights == "smoothed":
+        treated = smoothed(treated, resolution)
+    return Reduced(log_mean_exp(treated), standard_error(treated), effective_sample_size(treated))
 
 
 class Streamed:
     """Reductions over K of log weights that arrive as (k, n) blocks, k of K at a time.
 
-    Running log-sum-exp of w and w^2, mean and second moment of log w, the smallest and the M + 1 largest weights.
+    Running mean and second moment of log w, the smallest and the M + 1 largest weights, and running log-sum-exp of w and w^2 of all
+    others. At most sqrt(K) weights exceed mean(w) sqrt(K), so that those which truncation and smoothing change are among the largest.
+
+    Args:
+        num_particles: K, the most that will come; reductions may be asked for earlier.
+        n: Data.
+        resolution: Weights that differ by less than this, relative to the size of their logarithm, are constant.
     """
 
-    def __init__(self, num_particles: int, n: int, resolution: float = 1e-13) -> None:
+    def __init__(self, num_particles: int, n: int, resolution: float = RESOLUTION) -> None:
         self.expected, self.resolution = num_particles, resolution
         self.count = 0
-        self._sum = torch.full((n,), -torch.inf, dtype=torch.float64)
-        self._sum_of_squares = self._sum.clone()
+        self._rest = torch.full((n,), -torch.inf, dtype=torch.float64)  # log sum of w over all but the largest, and of w^2
+        self._rest_squared = self._rest.clone()
         self._mean = torch.zeros(n, dtype=torch.float64)
         self._scatter = torch.zeros(n, dtype=torch.float64)
         self._finite = torch.ones(n, dtype=torch.bool)
@@ -136,12 +159,11 @@ class Streamed:
         """Take in a block, (k, n)."""
         block = log_weights.detach().double().cpu()
         k = block.shape[0]
-        self._sum = torch.logaddexp(self._sum, torch.logsumexp(block, 0))
-        self._sum_of_squares = torch.logaddexp(self._sum_of_squares, torch.logsumexp(2 * block, 0))
         self._finite &= torch.isfinite(block).all(0)
         mean = block.mean(0)
         shift = mean - self._mean  # pairwise update: the sum of squares alone would cancel at log w near -1000
         total = self.count + k
+        assert total <= self.expected, f"{total} particles came, {self.expected} were announced"
         self._mean = self._mean + shift * (k / total)
         self._scatter = self._scatter + (block - mean).square().sum(0) + shift.square() * (self.count * k / total)
         self.count = total
@@ -151,25 +173,56 @@ class Streamed:
             self._merge()
 
     def _merge(self) -> None:
-        keep = min(self.expected, tail_length(self.expected) + 1)
+        if not self._waiting:
+            return
         merged = torch.cat([self._largest, *self._waiting])
-        self._largest = merged.topk(min(keep, len(merged)), dim=0).values
+        self._largest, self._rest, self._rest_squared = self._divided(merged, self.expected)
         self._waiting = []
+
+    def _divided(self, merged: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The largest of ``merged`` that K particles need, descending, and the log sums of w and w^2 over all others ever seen."""
+        found = merged.topk(min(len(merged), tail_length(k) + 1), dim=0)
+        others = merged.scatter(0, found.indices, -torch.inf)
+        rest = torch.logaddexp(self._rest, torch.logsumexp(others, 0))
+        return found.values, rest, torch.logaddexp(self._rest_squared, torch.logsumexp(2 * others, 0))
+
+    def reduced(self, weights: str = "plain") -> Reduced:
+        """Log mean weight, its error and effective sample size, (n,) each, of the particles that came so far.
+
+        Args:
+            weights: "plain"; "truncated" at mean(w) sqrt(K); or "smoothed" by a generalised Pareto distribution.
+
+        Raises:
+            ArgumentError: ``weights`` is none of these.
+
+        References:
+            Ionides (2008), Truncated importance sampling, sec. 2. Vehtari et al. (2024), Pareto smoothed importance sampling, sec. 3.
+        """
+        self._merge()
+        tail, rest, rest_squared = self._divided(self._largest, self.count)
+        if check_weights(weights) == "truncated":
+            log_sum = torch.logaddexp(rest, torch.logsumexp(tail, 0))
+            tail = torch.minimum(tail, log_sum - 0.5 * math.log(self.count))
+        elif weights == "smoothed":
+            tail = fitted(tail, self._smallest, self.count, self.resolution)[1]
+        log_sum = torch.logaddexp(rest, torch.logsumexp(tail, 0))
+        ess = (2 * log_sum - torch.logaddexp(rest_squared, torch.logsumexp(2 * tail, 0))).exp()
+        return Reduced(log_sum - math.log(self.count), _relative_error(ess, torch.as_tensor(float(self.count))), ess)
 
     @property
     def log_mean_weight(self) -> Tensor:
         """(n,)."""
-        return self._sum - math.log(self.count)
+        return self.reduced().log_mean_weight
 
     @property
     def ess(self) -> Tensor:
         """(n,), in [1, K]."""
-        return (2 * self._sum - self._sum_of_squares).exp()
+        return self.reduced().ess
 
     @property
     def log_mean_weight_se(self) -> Tensor:
         """(n,), the delta method's standard error of ``log_mean_weight``."""
-        return _relative_error(self.ess, torch.as_tensor(float(self.count)))
+        return self.reduced().se
 
     @property
     def mean(self) -> Tensor:
@@ -186,4 +239,4 @@ class Streamed:
     def k_hat(self) -> Tensor:
         """(n,)."""
         self._merge()
-        return k_hat_of_largest(self._largest, self._smallest, self.count, self.resolution)
+        return fitted(self._divided(self._largest, self.count)[0], self._smallest, self.count, self.resolution)[0]

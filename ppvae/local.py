@@ -24,25 +24,31 @@ class LocalPosterior:
         families: A family for each latent site.
         tables: The parameters of each site, (N, P).
         name: What it is called in results.
+        conditioned: Global sites, and the draw of them that this posterior is conditional on.
     """
 
-    def __init__(self, families: dict[str, Family], tables: dict[str, Tensor], name: str) -> None:
-        self.families, self.tables, self.name = families, tables, name
+    def __init__(
+        self, families: dict[str, Family], tables: dict[str, Tensor], name: str, conditioned: dict[str, Tensor] | None = None
+    ) -> None:
+        self.families, self.tables, self.name, self.conditioned = families, tables, name, conditioned or {}
         self.num_data = len(next(iter(tables.values())))
         self.belongs_to: str | None = None  # digest of its data
 
     def rows(self, rows: Tensor | slice) -> LocalPosterior:
         """The local posterior of some of its data."""
-        return LocalPosterior(self.families, {site: table[rows] for site, table in self.tables.items()}, self.name)
+        return self._with({site: table[rows] for site, table in self.tables.items()})
 
     def repeated(self, times: int) -> LocalPosterior:
         """The local posterior of the data ``times`` times over."""
-        return LocalPosterior(self.families, {site: table.repeat(times, 1) for site, table in self.tables.items()}, self.name)
+        return self._with({site: table.repeat(times, 1) for site, table in self.tables.items()})
 
     def widened(self, factor: float) -> LocalPosterior:
         """Every scale times ``factor``, where the families are Normal: lighter weights' tails, at the price of some variance."""
         tables = {site: family.widened(self.tables[site], factor) for site, family in self.families.items()}  # type: ignore[attr-defined]
-        return LocalPosterior(self.families, tables, f"{self.name}, widened {factor:g}")
+        return self._with(tables, f"{self.name}, widened {factor:g}")
+
+    def _with(self, tables: dict[str, Tensor], name: str = "") -> LocalPosterior:
+        return LocalPosterior(self.families, tables, name or self.name, self.conditioned)
 
     def __call__(self, x: Batch) -> None:
         """Draw the latents of x, the data that this posterior belongs to.
@@ -51,6 +57,7 @@ class LocalPosterior:
             ShapeError: Another number of data came.
         """
         _check_length(self, x)
+        _condition(self.conditioned)
         with pyro.plate("data", self.num_data, dim=-1):
             for site, family in self.families.items():
                 pyro.sample(site, family.distribution(self.tables[site]))
@@ -66,25 +73,31 @@ class LocalUnconstrained:
         family: A family over R^D.
         table: (N, P).
         name: What it is called in results.
+        conditioned: Global sites, and the draw of them that this posterior is conditional on.
     """
 
-    def __init__(self, sites: list[SiteCoordinates], family: Family, table: Tensor, name: str) -> None:
-        self.sites, self.family, self.table, self.name = sites, family, table, name
+    def __init__(
+        self, sites: list[SiteCoordinates], family: Family, table: Tensor, name: str, conditioned: dict[str, Tensor] | None = None
+    ) -> None:
+        self.sites, self.family, self.table, self.name, self.conditioned = sites, family, table, name, conditioned or {}
         self.num_data = len(table)
         self.belongs_to: str | None = None  # digest of its data
 
     def rows(self, rows: Tensor | slice) -> LocalUnconstrained:
         """The local posterior of some of its data."""
-        return LocalUnconstrained(self.sites, self.family, self.table[rows], self.name)
+        return self._with(self.table[rows])
 
     def repeated(self, times: int) -> LocalUnconstrained:
         """The local posterior of the data ``times`` times over."""
-        return LocalUnconstrained(self.sites, self.family, self.table.repeat(times, 1), self.name)
+        return self._with(self.table.repeat(times, 1))
 
     def widened(self, factor: float) -> LocalUnconstrained:
         """Every scale times ``factor``."""
         table = self.family.widened(self.table, factor)  # type: ignore[attr-defined]
-        return LocalUnconstrained(self.sites, self.family, table, f"{self.name}, widened {factor:g}")
+        return self._with(table, f"{self.name}, widened {factor:g}")
+
+    def _with(self, table: Tensor, name: str = "") -> LocalUnconstrained:
+        return LocalUnconstrained(self.sites, self.family, table, name or self.name, self.conditioned)
 
     def __call__(self, x: Batch) -> None:
         """Draw the latents of x, the data that this posterior belongs to.
@@ -93,6 +106,7 @@ class LocalUnconstrained:
             ShapeError: Another number of data came.
         """
         _check_length(self, x)
+        _condition(self.conditioned)
         with pyro.plate("data", self.num_data, dim=-1):
             u = pyro.sample("_unconstrained", self.family.distribution(self.table), infer={"is_auxiliary": True})
             for site in self.sites:
@@ -162,6 +176,11 @@ class FreedSite:
         value = getattr(distribution, name)
         event = distribution.arg_constraints[name].event_dim
         return value.expand(distribution.batch_shape + value.shape[value.dim() - event :])  # type: ignore[no-any-return]
+
+
+def _condition(values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
 
 
 def _check_length(posterior: LocalPosterior | LocalUnconstrained, x: Batch) -> None:

@@ -30,20 +30,22 @@ def antithetic(num_draws: int, n: int, dim: int, like: Tensor, generator: torch.
 
 
 def placed(m: Tensor, scale_tril: Tensor, e: Tensor) -> Tensor:
-    """m + L e, (K, n, D)."""
-    return m + torch.einsum("nij,knj->kni", scale_tril, e)
+    """m + L e, (K, n, D), for L (n, D, D) or its diagonal (n, D)."""
+    return m + scale_tril * e if scale_tril.dim() == 2 else m + torch.einsum("nij,knj->kni", scale_tril, e)
 
 
 def step(m: Tensor, scale_tril: Tensor, structure: Tensor, e: Tensor, gradient: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     """One update of (m, L), (n, D) and (n, D, D).
 
     Args:
-        m, scale_tril: The posteriors.
-        structure: (D, D) of 0 and 1, lower triangular: the entries of L that the family has (all: full rank; the diagonal: mean field).
+        m, scale_tril: The posteriors; L (n, D, D), or (n, D) where it is diagonal.
+        structure: (D, D) of 0 and 1, lower triangular: the entries of L that the family has.
         e: Whitened draws, (K, n, D).
         gradient: grad log p(x, z) at them, (K, n, D).
         rate: Step size.
     """
+    if scale_tril.dim() == 2:
+        return _diagonal_step(m, scale_tril, e, gradient, rate)
     d = torch.einsum("nji,knj->kni", scale_tril, gradient) + e
     g = d.mean(0)
     shape = torch.einsum("kni,knj->nij", d, e) / len(e) * structure
@@ -56,9 +58,19 @@ def step(m: Tensor, scale_tril: Tensor, structure: Tensor, e: Tensor, gradient: 
     return m + torch.einsum("nij,nj->ni", scale_tril, g), scale_tril + scale_tril @ shape
 
 
+def _diagonal_step(m: Tensor, scale: Tensor, e: Tensor, gradient: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    d = scale * gradient + e
+    g, shape = d.mean(0), (d * e).mean(0) / 2
+    g = rate * g * _shrink(rate * g.norm(dim=-1, keepdim=True), LARGEST_MOVE * math.sqrt(m.shape[-1]))
+    shape = rate * shape * _shrink(rate * shape.norm(dim=-1, keepdim=True), LARGEST_SHAPE_CHANGE)
+    sound = torch.isfinite(g).all(-1, keepdim=True) & torch.isfinite(shape).all(-1, keepdim=True)
+    return m + scale * torch.where(sound, g, 0.0), scale * (1 + torch.where(sound, shape, 0.0))
+
+
 def log_weights(m: Tensor, scale_tril: Tensor, e: Tensor, log_density: Tensor) -> Tensor:
     """log p - log q at whitened draws, from log p at them, (K, n), float64; the mean over K is the ELBO of each datum."""
-    log_q = -0.5 * e.double().square().sum(-1) - scale_tril.double().diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    diagonal = scale_tril if scale_tril.dim() == 2 else scale_tril.diagonal(dim1=-2, dim2=-1)
+    log_q = -0.5 * e.double().square().sum(-1) - diagonal.double().log().sum(-1)
     log_q = log_q - 0.5 * m.shape[-1] * math.log(2 * math.pi)
     return log_density.double() - log_q
 

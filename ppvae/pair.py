@@ -41,7 +41,8 @@ class Pair:
     """A model and a guide looked at once on a few rows: their sites, their plates, how they take particles.
 
     Args:
-        model, guide: Programs that keep the contract.
+        model, guide: Programs that keep the contract. A guide that has to look at its model and all its data first has a method
+            ``prepared(model, x)``, which returns the guide for these data.
         x: The data of the measurement; three rows are looked at.
         seed: Rules the draw of global sites.
 
@@ -51,6 +52,7 @@ class Pair:
     """
 
     def __init__(self, model: Program, guide: Program, x: Batch, seed: int = 0) -> None:
+        guide = guide.prepared(model, x) if hasattr(guide, "prepared") else guide
         self.model, self.guide = model, guide
         self.num_data = num_data(x)
         self.device = device_of(x)

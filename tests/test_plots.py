@@ -26,8 +26,7 @@ def gaps(log_px=-10.0, optimal=-10.5, elbo=-12.0):
         **errors,
         refined={"same": levels["elbo_optimal"]},
         reference="its closed form",
-        reference_k_hat=torch.full((N,), -torch.inf),
-        reference_threshold=0.7,
+        reference_trusted=torch.ones(N, dtype=torch.bool),
         gain=torch.zeros(N),
         source=Provenance({"name": "tensors"}, "counting", 0),
     )

@@ -29,7 +29,7 @@ def off_by(model, x, loc=0.5, inflation=1.5):
 @pytest.mark.parametrize("r", [0.3, 0.6, 0.8], ids=str)
 def test_refined_diagonal_normal_loses_half_log_one_minus_r_squared(r):
     model, x, gap = correlated_posterior(r, num_data=32)
-    found = refine(model, off_by(model, x), x, tolerance=0.0, max_steps=640, num_draws=128, num_particles=1)
+    found = refine(model, off_by(model, x), x, steps=640, num_draws=128, num_particles=1)
     loc, log_scale = found.guide.tables["z"].chunk(2, -1)
     lost = kl_to_posterior(model, x, loc, torch.diag_embed((2 * log_scale).exp()))
     assert (lost - gap).abs().mean() < 1e-3
@@ -37,13 +37,13 @@ def test_refined_diagonal_normal_loses_half_log_one_minus_r_squared(r):
 
 def test_refined_full_rank_normal_is_the_posterior():
     model, x, _ = correlated_posterior(0.9, num_data=32)
-    found = refine(model, off_by(model, x), x, family="full_rank", tolerance=0.0, max_steps=320, num_particles=50)
+    found = refine(model, off_by(model, x), x, family="full_rank", steps=320, num_particles=50)
     assert (found.pointwise - model.log_evidence(x)).abs().max() < 1e-6  # the update has no noise at the posterior, nor has the weight
 
 
 def test_a_users_guide_with_normal_sites_is_freed_by_its_parameters():
     model, x, gap = correlated_posterior(0.6, num_data=32)
-    found = refine(model, MeanField(model, offset=0.4, inflation=0.7), x, tolerance=0.0, max_steps=640, num_particles=1)
+    found = refine(model, MeanField(model, offset=0.4, inflation=0.7), x, steps=640, num_particles=1)
     loc, log_scale = found.guide.tables["z"].chunk(2, -1)
     lost = kl_to_posterior(model, x, loc, torch.diag_embed((2 * log_scale).exp()))
     assert (lost - gap).abs().mean() < 1e-3
@@ -56,7 +56,7 @@ def gamma_guide(y):
 
 def test_a_gamma_guide_is_freed_in_unconstrained_space_and_reaches_the_conjugate_posterior():
     model, y, evidence, _ = poisson_gamma()
-    found = refine(model, gamma_guide, y, tolerance=0.0, max_steps=640, num_particles=2000)
+    found = refine(model, gamma_guide, y, steps=640, num_particles=2000)
     assert (evidence - found.pointwise < 5 * found.pointwise_se + 5e-3).all()  # 5e-3: Adam's last iterate
     assert (found.pointwise <= evidence + 5 * found.pointwise_se).all()
 
@@ -64,7 +64,7 @@ def test_a_gamma_guide_is_freed_in_unconstrained_space_and_reaches_the_conjugate
 def test_mean_field_on_a_gamma_latent_is_a_normal_over_its_logarithm():
     """The best log-Normal for a Gamma posterior: E over quadrature, by minimising KL on a grid of the one-dimensional u = log r."""
     model, y, evidence, (shape, rate) = poisson_gamma(num_data=4)
-    found = refine(model, gamma_guide, y, family="mean_field", tolerance=0.0, max_steps=640, num_particles=20_000)
+    found = refine(model, gamma_guide, y, family="mean_field", steps=640, num_particles=20_000)
     # KL(logN(m, s) || Gamma(a, b)) is least at s^2 = 1/a', m + s^2/2 = log(a'/b'): E[r] = a/b and s^2 = 1/a
     m, s2 = torch.log(shape / rate) - 0.5 / shape, 1 / shape
     log_p = shape * rate.log() - torch.lgamma(shape) + shape * m - rate * torch.exp(m + s2 / 2)
@@ -88,7 +88,7 @@ def bottom_up(x):
 def test_full_rank_over_two_layers_is_the_joint_posterior():
     """z2 ~ N(0, 1), z1 | z2 ~ N(z2, 0.25), x | z1 ~ N(z1, 0.09): evidence N(x; 0, 1.34) in each of two dimensions."""
     x = torch.randn(20, 2)
-    found = refine(two_layer, bottom_up, x, family="full_rank", tolerance=0.0, max_steps=320, num_particles=50)
+    found = refine(two_layer, bottom_up, x, family="full_rank", steps=320, num_particles=50)
     assert (
         found.pointwise - dist.Normal(0.0, math.sqrt(1.34)).log_prob(x).sum(-1)
     ).abs().max() < 2e-4  # what is left falls as a power of the steps
@@ -168,7 +168,7 @@ def test_a_users_family_is_refined_through_its_two_methods():
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
     x = torch.randn(16, 1)
-    found = refine(model, WithMethods(), x, tolerance=0.0, max_steps=640, num_particles=1)
+    found = refine(model, WithMethods(), x, steps=640, num_particles=1)
     loc, log_scale = found.guide.tables["z"].unbind(-1)
     assert (loc - x[:, 0] / 2).abs().mean() < 0.02  # a spread of Adam's last iterate; the ELBO is flat to second order there
     assert (log_scale.exp() - math.sqrt(0.5 / 2)).abs().mean() < 0.02
@@ -190,26 +190,9 @@ def test_a_discrete_latent_is_refused_by_mean_field_with_its_name():
         refine(model, guide, torch.randn(5))
 
 
-def test_a_datum_stops_at_the_first_doubling_that_gains_less_than_the_tolerance():
-    """Half the data start at their optimum and stop at the first check, at 40 steps; half start 3 away, some ten posterior sds and go on."""
-    model, exact, x = linear_gaussian(num_data=64)
-    shift = torch.where(torch.arange(64)[:, None] < 32, 0.0, 3.0)
-
-    def guide(x_rows):
-        posterior = model.posterior(x_rows)
-        moved = shift[: len(x_rows)] if len(x_rows) == 64 else 0.0
-        with pyro.plate("data", len(x_rows), dim=-1):
-            pyro.sample("z", dist.MultivariateNormal(posterior.loc + moved, scale_tril=posterior.scale_tril))
-
-    found = refine(model, guide, x, tolerance=0.01, num_particles=1)
-    assert found.steps[:32].tolist() == [40] * 32
-    assert (found.steps[32:] > 40).all()
-    assert (found.gain < 0.01).all()
-
-
 def test_the_last_gain_is_about_what_is_missing():
     model, x, gap = correlated_posterior(0.8, num_data=200)
-    found = refine(model, off_by(model, x, loc=1.0), x, tolerance=0.0, max_steps=80, num_particles=1)
+    found = refine(model, off_by(model, x, loc=1.0), x, steps=80, num_particles=1)
     loc, log_scale = found.guide.tables["z"].chunk(2, -1)
     missing = (kl_to_posterior(model, x, loc, torch.diag_embed((2 * log_scale).exp())) - gap).mean()
     assert 0.2 < found.gain.mean() / missing < 5
@@ -236,8 +219,8 @@ def test_a_local_posterior_refuses_other_data():
 
 def test_a_local_posterior_can_be_refined_again():
     model, x, gap = correlated_posterior(0.6, num_data=32)
-    first = refine(model, MeanField(model, offset=2.0), x, max_steps=20, num_particles=1).guide
-    found = refine(model, first, x, tolerance=0.0, max_steps=640, num_particles=1)
+    first = refine(model, MeanField(model, offset=2.0), x, steps=20, num_particles=1).guide
+    found = refine(model, first, x, steps=640, num_particles=1)
     loc, log_scale = found.guide.tables["z"].chunk(2, -1)
     assert (kl_to_posterior(model, x, loc, torch.diag_embed((2 * log_scale).exp())) - gap).abs().mean() < 1e-3
 
@@ -256,13 +239,13 @@ def test_a_network_that_refuses_leading_dims_is_refined():
             pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
 
     x = torch.randn(70, 2)
-    found = refine(model, guides.DiagonalNormal(encoder, 2), x, tolerance=0.0, max_steps=320, num_particles=20)
+    found = refine(model, guides.DiagonalNormal(encoder, 2), x, steps=320, num_particles=20)
     assert (found.pointwise - dist.Normal(0.0, math.sqrt(2)).log_prob(x).sum(-1)).abs().max() < 1e-5
 
 
 def test_unknown_families_are_named():
     model, x, _ = correlated_posterior(0.5, num_data=4)
-    with pytest.raises(FamilyError, match="family is one of same, mean_field, full_rank, got 'planar'"):
+    with pytest.raises(FamilyError, match="family is one of same, mean_field, full_rank, low_rank, flow, mixture, got 'planar'"):
         refine(model, MeanField(model), x, family="planar")
 
 
@@ -279,7 +262,7 @@ def test_plates_inside_a_datum_are_refined_jointly():
             pyro.sample("z", dist.Normal(y.T, 1.0))
 
     y = torch.randn(9, 3)
-    found = refine(model, guide, y, tolerance=0.0, max_steps=320, num_particles=20)
+    found = refine(model, guide, y, steps=320, num_particles=20)
     assert (found.pointwise - dist.Normal(0.0, math.sqrt(2)).log_prob(y).sum(1)).abs().max() < 1e-5
 
 

@@ -13,7 +13,7 @@ import ppvae
 from ppvae import analysis
 from ppvae.errors import FamilyError, RelaxedMeasureWarning
 
-QUICK = {"num_particles": 60, "num_reference": 300, "max_steps": 40}
+QUICK = {"num_particles": 60, "num_reference": 300, "steps": 40}
 
 
 def down_the_street(model, guide, x, folder, rebuilt):

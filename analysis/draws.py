@@ -1,0 +1,39 @@
+"""Draws of the latents from a guide, in the fixed blocks that make a number independent of how it was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ppvae import noise
+from ppvae.batches import Batch, take
+from ppvae.pair import Pair
+from ppvae.programs import measuring
+
+
+@dataclass
+class Drawn:
+    """One block of draws: (k, [plates], n, *event) by latent site, and log q by site of the guide, (k, n)."""
+
+    rows: slice
+    particles: slice
+    x: Batch
+    values: dict[str, Tensor]
+    log_q: dict[str, Tensor]
+
+    @property
+    def log_q_sum(self) -> Tensor:
+        """log q(z | x), (k, n), float64."""
+        return sum(self.log_q.values())  # type: ignore[return-value]
+
+
+def drawn(pair: Pair, x: Batch, *, num_draws: int, seed: int, purpose: str) -> Iterator[Drawn]:
+    """All draws of the first 64 data, 64 at a time, then those of the next; each block from its own seed."""
+    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+        x_rows = take(x, rows)
+        for particles in noise.blocks(num_draws, noise.BLOCK_PARTICLES):
+            with noise.seeded(seed, purpose, rows.start, particles.start, device=pair.device), measuring(pair.model, pair.guide):
+                values, log_q = pair.draw(x_rows, rows, particles.stop - particles.start)
+            yield Drawn(rows, particles, x_rows, {name: values[name] for name in pair.latents}, log_q)

@@ -1,0 +1,151 @@
+"""What particles are drawn from: the guide, a refined Normal per datum (widened, alone or with a safeguard), or the prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppvae import noise
+from ppvae.batches import Batch, take
+from ppvae.coordinates import Coordinates
+from ppvae.errors import ArgumentError, FamilyError
+from ppvae.families import FullRankMixture, FullRankNormal
+from ppvae.freed import Normals, start_of
+from ppvae.local import LocalUnconstrained
+from ppvae.modules import Program
+from ppvae.pair import Pair
+from ppvae.programs import measuring, prior_of
+from ppvae.refinement import LARGEST_FULL_RANK, PROPOSAL_STEPS, fit, widest_normal
+
+NAMES = ("guide", "refined", "defensive")
+SECOND_PARTICLES, PRIOR_PARTICLES = 500, 2000
+NUM_DRAWS = 32
+
+
+@dataclass
+class Proposal:
+    """A program to draw from, what it is called, and what it cost per datum in evaluations of log p(x, z)."""
+
+    program: Program
+    name: str
+    num_evaluations: int = 0
+    particles: int = SECOND_PARTICLES  # as a second proposal
+
+
+def proposal_of(given: Program | str, model: Program, guide: Program, x: Batch, seed: int) -> Proposal:
+    """The proposal that a user has named or handed in.
+
+    Raises:
+        ArgumentError: It is neither.
+        FamilyError: A latent cannot be refined.
+    """
+    if not isinstance(given, str):
+        if not callable(given):
+            raise ArgumentError(f"proposal is one of {', '.join(NAMES)} or a program for these data, got {given!r}")
+        return Proposal(given, str(getattr(given, "name", type(given).__name__)))
+    if given == "refined or prior":
+        try:
+            return refined_proposal(model, guide, x, seed)
+        except FamilyError:  # a discrete latent, a mask: nothing to refine
+            return Proposal(prior_of(model), "prior", particles=PRIOR_PARTICLES)
+    if given not in NAMES:
+        raise ArgumentError(f"proposal is one of {', '.join(NAMES)} or a program for these data, got {given!r}")
+    if given == "guide":
+        return Proposal(guide, "guide")
+    found = refined_proposal(model, guide, x, seed)
+    return found if given == "refined" else defensive(found, model, guide, x, seed)
+
+
+def refined_proposal(model: Program, guide: Program, x: Batch, seed: int, steps: int = PROPOSAL_STEPS) -> Proposal:
+    """The richest Normal that pays, fitted to each datum from the guide's and slightly widened."""
+    pair = Pair(model, guide, x, seed)
+    dim = Coordinates(pair, x, seed).dim
+    family = widest_normal(dim)
+    found = fit(pair, x, family=family, steps=None if family == "low_rank" else steps, num_draws=NUM_DRAWS, seed=seed, report=False)
+    local = found.guide.widened(widening(dim))
+    return Proposal(local, local.name, found.num_evaluations)
+
+
+def widening(dim: int) -> float:
+    """An unwidened posterior has heavy tails of its weights where it is too narrow; in many dimensions a little is a lot."""
+    return 1.2 if dim <= 5 else 1.05
+
+
+def defensive(found: Proposal, model: Program, guide: Program, x: Batch, seed: int) -> Proposal:
+    """A tenth of the draws from the guide's Normal, as a safeguard against what the refined one leaves out."""
+    parts = [normals_of(model, found.program, x, seed), normals_of(model, guide, x, seed)]
+    name = f"{found.name}, with the guide"
+    return Proposal(mixture(parts, (0.9, 0.1), name), name, found.num_evaluations)
+
+
+def mixture(parts: list[Normals], shares: tuple[float, ...], name: str) -> LocalUnconstrained:
+    """The mixture of several Normals per datum.
+
+    Raises:
+        FamilyError: There are too many dimensions for full covariances.
+    """
+    coordinates = parts[0].coordinates
+    if coordinates.dim > LARGEST_FULL_RANK:
+        raise FamilyError(
+            f"a mixture of full covariances over {coordinates.dim} dimensions costs more than it gains", mend="proposal='refined'"
+        )
+    normal = FullRankNormal(coordinates.dim)
+    table = torch.cat([normal.row(part.m, part.scale_tril) for part in parts], -1)
+    return LocalUnconstrained(coordinates.sites, FullRankMixture(coordinates.dim, shares), table, name, coordinates.pair.globals)
+
+
+def normals_of(model: Program, program: Program, x: Batch, seed: int) -> Normals:
+    """A program's own Normals over the unconstrained coordinates, or those of its moments."""
+    pair = Pair(model, program, x, seed)
+    found = start_of(pair, x, "full_rank", seed)
+    assert isinstance(found, Normals)
+    return found
+
+
+def normals_at(normals: Normals, m: Tensor, name: str) -> LocalUnconstrained:
+    """Normals of the same shapes elsewhere, as a program to start from."""
+    family = FullRankNormal(normals.coordinates.dim)
+    table = family.row(m, normals.scale_tril)
+    return LocalUnconstrained(normals.coordinates.sites, family, table, name, normals.coordinates.pair.globals)
+
+
+def second_of(first: Program, guide: Program) -> str:
+    """A proposal unlike the first: refined Normals where the first is the guide, else the guide."""
+    return "refined or prior" if first is guide else "guide"
+
+
+def unexplained_draws(
+    pair: Pair, x: Batch, rows: Tensor, explained_by: LocalUnconstrained, normals: Normals, log_px: Tensor, num_draws: int, seed: int
+) -> Tensor:
+    """A draw of each of some rows from where the posterior has most mass that a local posterior of them leaves unexplained, (n, D).
+
+    Of the pair's draws that of greatest max(0, p(x, z) - p(x) r(z)) / q(z), r the local posterior: the one of greatest weight alone may
+    lie in a mode that r has already.
+
+    Args:
+        pair: The model, and the guide q that draws.
+        x: All data.
+        rows: Numbers of the rows.
+        explained_by: r, of those rows.
+        normals: Of those rows, for their coordinates.
+        log_px: (n,), the estimate of log p(x) that r gave.
+        num_draws: Per datum.
+        seed: Rules the draws.
+    """
+    found = []
+    for part in noise.blocks(len(rows), noise.BLOCK_ROWS):
+        some = rows[part]
+        x_some = take(x, some)
+        with noise.seeded(seed, "unexplained", int(some[0]), device=pair.device), measuring(pair.model, pair.guide):
+            values, log_q = pair.draw(x_some, some, num_draws)
+            log_joint = sum(pair.score(x_some, values).values())
+            u = normals.coordinates.pack({name: values[name] for name in pair.latents})
+            log_det = normals.coordinates.unpack(u)[1].double()
+        explained = explained_by.family.distribution(explained_by.table[part]).log_prob(u).double() - log_det
+        share = log_px[part].to(u.device) + explained - log_joint  # log of p(x) r(z) / p(x, z)
+        left = log_joint - sum(log_q.values()) + torch.log1p(-share.clamp(max=-1e-9).exp())
+        best = left.where(share < 0, -torch.inf).nan_to_num(-torch.inf).argmax(0)
+        found.append(u[best, torch.arange(len(some), device=u.device)])
+    return torch.cat(found)

@@ -1,0 +1,147 @@
+"""Is an estimate of log p(x) to be believed? It is held against a bound from a second, different proposal.
+
+k-hat and the standard error look at the draws that there are: a mode of the posterior that no draw visited is invisible to both. A bound
+from another proposal is not: in expectation it too lies below log p(x), so that where it lies above the estimate, the estimate is low
+(P(bound > log p + b) <= exp(-b)). A disagreement counts when a repetition with new draws shows it again. It is then mended from the
+better start: a Normal is fitted from where the second proposal saw what the first leaves unexplained, and the answer is drawn anew from
+the mixture of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ppvae import noise
+from ppvae.analysis.proposals import NUM_DRAWS, Proposal, mixture, normals_at, normals_of, unexplained_draws, widening
+from ppvae.analysis.weighed import Weighed, weighed, weighed_by_rows
+from ppvae.batches import Batch, take
+from ppvae.freed import Normals
+from ppvae.importance import MIN_PARTICLES, k_hat_threshold
+from ppvae.local import LocalUnconstrained
+from ppvae.modules import Program
+from ppvae.pair import Pair
+from ppvae.refinement import LARGEST_FULL_RANK, PROPOSAL_STEPS, fit
+
+LEAST_EXCESS = 0.25  # nats
+AGAIN = 4  # times as many draws at the second look
+ATTEMPTS = 3  # at mending, a Normal each
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What a second proposal said of each datum.
+
+    Attributes:
+        proposal: The second proposal.
+        bound, bound_se: (N,), its importance-weighted bound on log p(x), nats.
+        disagrees: (N,), whether that bound exceeded the estimate by more than 0.25 nats twice, with different draws, the second time also
+            by three of its standard errors: as the estimate stood before it was mended.
+        repaired: (N,), whether the estimate was then mended.
+        unresolved: (N,), whether it still disagrees.
+    """
+
+    proposal: str
+    bound: Tensor
+    bound_se: Tensor
+    disagrees: Tensor
+    repaired: Tensor
+    unresolved: Tensor
+
+
+def exceeds(estimate: Weighed, bound: Weighed) -> Tensor:
+    """(N,), whether a bound lies above an estimate by more than chance: 0.25 nats and three of the bound's own errors."""
+    return bound.pointwise - estimate.pointwise > _margin(bound)
+
+
+def trusted(first: Weighed, verdict: Verdict | None, sound: Tensor | None = None) -> Tensor:
+    """(N,): never without a second proposal; else no unresolved disagreement, and either sound weights or two proposals that agree.
+
+    ``sound`` is by default a k-hat below its threshold and an effective sample size of 25 at least.
+    """
+    if verdict is None:
+        return torch.zeros_like(first.pointwise, dtype=torch.bool)
+    if sound is None:
+        counts, place = first.num_particles.unique(return_inverse=True)
+        threshold = torch.tensor([k_hat_threshold(int(k)) for k in counts], dtype=torch.float64)[place]
+        sound = (first.k_hat < threshold) & ((first.ess >= MIN_PARTICLES) | (first.k_hat == -torch.inf))
+    second = Weighed(verdict.bound, verdict.bound_se, first.ess, first.k_hat, first.num_particles)
+    agree = (first.pointwise - verdict.bound).abs() <= _margin(second)
+    return ~verdict.unresolved & (sound | agree)
+
+
+def _margin(bound: Weighed) -> Tensor:
+    return (3 * bound.pointwise_se.nan_to_num(0.0)).clamp(min=LEAST_EXCESS)
+
+
+class Court:
+    """Holds an estimate against a second proposal, and mends it where that is right."""
+
+    def __init__(self, model: Program, x: Batch, second: Proposal, seed: int) -> None:
+        self.model, self.x, self.second, self.seed = model, x, second, seed
+        self.pair = Pair(model, second.program, x, seed)
+        self.bound = weighed(self.pair, x, second.particles, noise.derived_seed(seed, "second"))
+        self.num_evaluations = torch.full((self.pair.num_data,), second.num_evaluations + second.particles)
+
+    def judge(self, first: Weighed) -> Tensor:
+        """(N,), whether the second proposal's bound exceeds the estimate, and does so again with new draws and more of them.
+
+        The first look asks for an excess of 0.25 nats alone: most of what it finds is chance, and is cleared by the second, which also
+        asks for three standard errors. Its draws then replace the first look's.
+        """
+        suspect = self.bound.pointwise - first.pointwise > LEAST_EXCESS
+        rows = suspect.nonzero()[:, 0]
+        if len(rows):
+            k = AGAIN * self.second.particles
+            self.num_evaluations[rows] += k
+            seed = noise.derived_seed(self.seed, "second, again")
+            self.bound.put(rows, weighed_by_rows(self.model, self.second.program, self.x, rows, k, seed, self.seed))
+            suspect[rows] = exceeds(first, self.bound)[rows]
+        return suspect
+
+    def mend(self, rows: Tensor, proposal: Program, first: Weighed, weights: str) -> bool:
+        """Replace the estimates of some rows, in place; False above 200 dimensions, where nothing is done.
+
+        From the mixture of the proposal's Normal and one fitted from where the second proposal saw most that the first leaves
+        unexplained; and again, with a Normal more, where that still disagrees.
+        """
+        restricted: Callable[[Tensor], Program] | None = getattr(proposal, "rows", None)
+        x_rows = take(self.x, rows)
+        parts = [normals_of(self.model, restricted(rows) if restricted else proposal, x_rows, self.seed)]
+        if parts[0].coordinates.dim > LARGEST_FULL_RANK:
+            return False
+        for attempt in range(ATTEMPTS):
+            parts.append(self._another(rows, x_rows, parts, first, noise.derived_seed(self.seed, "mend", attempt)))
+            k = max(int(first.num_particles[rows].max()), self.second.particles)
+            self.num_evaluations[rows] += k
+            both = Pair(self.model, _mixture(parts), x_rows, self.seed)
+            first.put(rows, weighed(both, x_rows, k, noise.derived_seed(self.seed, "mended", attempt), weights))
+            left = exceeds(first, self.bound)[rows].nonzero()[:, 0]
+            if not len(left):
+                break
+            rows, x_rows, parts = rows[left], take(x_rows, left), [_rows_of(part, left) for part in parts]
+        return True
+
+    def _another(self, rows: Tensor, x_rows: Batch, parts: list[Normals], first: Weighed, seed: int) -> Normals:
+        """A Normal of each row, fitted from where the others leave most unexplained."""
+        drawn = unexplained_draws(self.pair, self.x, rows, _mixture(parts), parts[0], first.pointwise[rows], self.second.particles, seed)
+        start = Pair(self.model, normals_at(parts[0], drawn, "an unexplained draw"), x_rows, self.seed)
+        found = fit(start, x_rows, family="full_rank", steps=PROPOSAL_STEPS, num_draws=NUM_DRAWS, seed=seed, report=False)
+        self.num_evaluations[rows] += found.num_evaluations + self.second.particles
+        return normals_of(self.model, found.guide.widened(widening(parts[0].coordinates.dim)), x_rows, self.seed)
+
+    def verdict(self, first: Weighed, disagrees: Tensor, repaired: Tensor) -> Verdict:
+        """The verdict on an estimate as it stands after mending."""
+        unresolved = disagrees & exceeds(first, self.bound)
+        return Verdict(self.second.name, self.bound.pointwise, self.bound.pointwise_se, disagrees, repaired, unresolved)
+
+
+def _mixture(parts: list[Normals]) -> LocalUnconstrained:
+    return mixture(parts, (1 / len(parts),) * len(parts), "mended")
+
+
+def _rows_of(normals: Normals, rows: Tensor) -> Normals:
+    return replace(normals, m=normals.m[rows], scale_tril=normals.scale_tril[rows])

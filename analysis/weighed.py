@@ -1,0 +1,61 @@
+"""Importance weights of one proposal, reduced to a number per datum. What ``log_likelihood`` and its verdict are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppvae.analysis.estimate import resolution
+from ppvae.batches import Batch, take
+from ppvae.importance import Streamed
+from ppvae.modules import Program
+from ppvae.pair import Pair
+from ppvae.stream import stream
+
+
+@dataclass
+class Weighed:
+    """log (1/K) sum_k w_k of each datum with what is known of its error; each (N,), float64, nats; ``num_particles`` (N,), drawn."""
+
+    pointwise: Tensor
+    pointwise_se: Tensor
+    ess: Tensor
+    k_hat: Tensor
+    num_particles: Tensor
+
+    @classmethod
+    def empty(cls, n: int) -> Weighed:
+        """Nothing known yet of n data."""
+        return cls(*(torch.full((n,), torch.nan, dtype=torch.float64) for _ in range(4)), torch.zeros(n, dtype=torch.long))
+
+    def put(self, rows: Tensor | slice, other: Weighed) -> None:
+        """Take over what is known of some rows."""
+        for name, value in vars(other).items():
+            getattr(self, name)[rows] = value
+
+
+def weighed(pair: Pair, x: Batch, num_particles: int, seed: int, weights: str = "plain", first_row: int = 0) -> Weighed:
+    """K weights per datum, all from one proposal, the pair's guide."""
+    found = Weighed.empty(pair.num_data)
+    sums: Streamed | None = None
+    for terms in stream(pair, x, num_particles=num_particles, seed=seed, first_row=first_row):
+        sums = sums or Streamed(num_particles, terms.rows.stop - terms.rows.start, resolution(x))
+        sums.add(terms.log_weights)
+        if sums.count == num_particles:
+            reduced = sums.reduced(weights)
+            counts = torch.full_like(reduced.ess, num_particles, dtype=torch.long)
+            found.put(terms.rows, Weighed(reduced.log_mean_weight, reduced.se, reduced.ess, sums.k_hat, counts))
+            sums = None
+    return found
+
+
+def weighed_by_rows(
+    model: Program, proposal: Program, x: Batch, rows: Tensor, num_particles: int, seed: int, global_seed: int, weights: str = "plain"
+) -> Weighed:
+    """The same for some rows of x alone, whose proposal may be a local posterior that belongs to all of them."""
+    restricted: Callable[[Tensor], Program] | None = getattr(proposal, "rows", None)
+    x_rows = take(x, rows)
+    return weighed(Pair(model, restricted(rows) if restricted else proposal, x_rows, global_seed), x_rows, num_particles, seed, weights)
