@@ -142,12 +142,9 @@ class Calibration:
         if name == DENSITY:
             return Fault(name, "covers too little" if self.joint_pit.mean() < 0.5 else "covers too much", p, math.nan, math.nan)
         if name == LIKELIHOOD:
-            worse = self.likelihood_pit.mean() > 0.5
-            told = (
-                "fits x less well than it should: misplaced, too wide, or blind to a part of x"
-                if worse
-                else "fits x more closely than it should"
-            )
+            told = "fits x more closely than it should"
+            if self.likelihood_pit.mean() > 0.5:
+                told = "fits x less well than it should: misplaced, too wide, or blind to a part of x"
             return Fault(name, told, p, math.nan, math.nan)
         return Fault(name, _direction(self.pit[:, i]), p, self.scale[i].item(), self.offset[i].item())
 
@@ -191,8 +188,9 @@ def calibration(
     Args:
         model, guide: Programs of one argument, the batch.
         template: A batch that gives shapes and covariates; its rows are used cyclically, its observed values are not.
-        num_data: N. With 1,000 data and 100 draws a posterior sd of 0.8 times the truth, a mean off by 0.3 sd and an ignored dimension
-            of x are all found in more than 95 % of runs on a linear Gaussian model of two latent dimensions.
+        num_data: N. On linear Gaussian models of two latent dimensions, with 100 draws, a posterior sd of 0.8 or 1.25 times the truth is
+            found in all of 100 runs from 200 data on (in 91 with 100), a mean off by 0.3 sd and an ignored dimension of x with
+            300. An ignored dimension that says little about z needs more.
         num_draws: L, draws of the guide per datum.
         levels: Nominal levels of the coverage curve.
         level: Family-wise level of the verdict, over all dimensions, the joint density and the likelihood together.

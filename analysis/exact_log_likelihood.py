@@ -276,7 +276,7 @@ class _Exact:
     def _refuse_nan(self, density: Tensor, numbers: Tensor, rows: slice) -> None:
         bad = ~(density < torch.inf)  # nan is not below either
         if bad.any():
-            datum = rows.start + int(numbers[bad.any(0).nonzero()[0, 0]])
+            datum = rows.start + int(numbers[int(bad.any(0).nonzero()[0, 0])])
             raise DivergedError(
                 f"log p(x, z) is not a number or +inf at {int(bad.sum())} of {bad.numel()} places",
                 where=f"model, datum {datum}",

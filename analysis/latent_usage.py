@@ -134,7 +134,8 @@ def _factorised_kl(site_q: Any, site_p: Any) -> Tensor | None:
     if q.event_dim or p.event_dim or masked:
         return None
     try:
-        return torch.distributions.kl_divergence(q, p).expand(site_q["value"].shape)
+        shape = site_q["value"].shape  # torch's closed form for two Bernoullis broadcasts neither of them
+        return torch.distributions.kl_divergence(q.expand(shape), p.expand(shape))
     except NotImplementedError:  # torch knows no closed form for this pair: by draws
         return q.log_prob(site_q["value"]) - p.log_prob(site_q["value"])  # type: ignore[no-any-return]
 

@@ -25,6 +25,7 @@ from ppvae.programs import measuring, prior_of
 R_HAT, LEAST_ESS = 1.01, 400  # Vehtari et al. (2021), sec. 4
 OVERDISPERSED = 2.0  # standard deviations of the guide's Normal, as far as half of the chains start out
 FIRST_STEP = 0.5  # of whitened units, where the adaptation begins
+SMALL_STEPS = (0.1, 0.01)  # of the step size, between the adapting transitions of the first half of the warm-up
 SHRUNK = 0.2  # share of the diagonal in a covariance from the warm-up
 
 
@@ -200,9 +201,9 @@ class _Chains:
         """Adapt the step sizes, and halfway the coordinates."""
         half = num_steps // 2
         self.step_size = torch.full((len(self.m),), FIRST_STEP, dtype=torch.float64, device=self.m.device)
-        seen = self._adapt(half, target)
+        seen = self._adapt(half, target, SMALL_STEPS)
         self._whiten(torch.stack(seen[half // 2 :]))
-        self._adapt(num_steps - half, target)
+        self._adapt(num_steps - half, target, ())
 
     def sample(self, num_draws: int, thin: int) -> dict[str, Any]:
         """(C, S, n, ...) by name, and (n,) totals over all transitions."""
@@ -234,11 +235,18 @@ class _Chains:
             values, _ = self.pair.draw(self.x_rows, rows, 1)
             self.pair.score(self.x_rows, values, check_from=rows.start)
 
-    def _adapt(self, num_steps: int, target: float) -> list[Tensor]:
+    def _adapt(self, num_steps: int, target: float, between: tuple[float, ...]) -> list[Tensor]:
+        """Adapt the step sizes. Every other transition takes one of the shares ``between`` of them, and teaches nothing.
+
+        A chain that starts where the density is steep is stuck at the step size that suits the others; small steps bring it in.
+        """
         adaptation = hmc.StepSizeAdaptation(self.step_size, target=target)
         seen = []
-        for _ in range(num_steps):
-            adaptation.update(self._transition(adaptation.step_size).acceptance)
+        for i in range(num_steps):
+            if between and i % 2:
+                self._transition(adaptation.step_size * between[i // 2 % len(between)])
+            else:
+                adaptation.update(self._transition(adaptation.step_size).acceptance)
             seen.append(self._u(self.state.position))
         self.step_size = adaptation.averaged
         return seen

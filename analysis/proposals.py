@@ -22,6 +22,7 @@ from ppvae.refinement import LARGEST_FULL_RANK, PROPOSAL_STEPS, fit, widest_norm
 NAMES = ("guide", "refined", "defensive")
 SECOND_PARTICLES, PRIOR_PARTICLES = 500, 2000
 NUM_DRAWS = 32
+FEW_DIMENSIONS, NUM_PRIOR_DRAWS, NUM_DRAWS_IN_FEW = 5, 128, 8
 
 
 @dataclass
@@ -49,7 +50,7 @@ def proposal_of(given: Program | str, model: Program, guide: Program, x: Batch, 
         try:
             return refined_proposal(model, guide, x, seed)
         except FamilyError:  # a discrete latent, a mask: nothing to refine
-            return Proposal(prior_of(model), "prior", particles=PRIOR_PARTICLES)
+            return Proposal(prior_of(model), "prior", num_evaluations=PRIOR_PARTICLES, particles=PRIOR_PARTICLES)
     if given not in NAMES:
         raise ArgumentError(f"proposal is one of {', '.join(NAMES)} or a program for these data, got {given!r}")
     if given == "guide":
@@ -58,26 +59,71 @@ def proposal_of(given: Program | str, model: Program, guide: Program, x: Batch, 
     return found if given == "refined" else defensive(found, model, guide, x, seed)
 
 
-def refined_proposal(model: Program, guide: Program, x: Batch, seed: int, steps: int = PROPOSAL_STEPS) -> Proposal:
-    """The richest Normal that pays, fitted to each datum from the guide's and slightly widened."""
+def refined_proposal(model: Program, guide: Program, x: Batch, seed: int) -> Proposal:
+    """The richest Normal that pays, fitted to each datum from the guide's and slightly widened.
+
+    In few dimensions, where draws of the prior find modes that the guide has missed, the mixture of two Normals: the other is fitted
+    from the best of them.
+    """
     pair = Pair(model, guide, x, seed)
     dim = Coordinates(pair, x, seed).dim
+    if dim <= FEW_DIMENSIONS:
+        return _from_two_starts(pair, x, seed)
     family = widest_normal(dim)
-    found = fit(pair, x, family=family, steps=None if family == "low_rank" else steps, num_draws=NUM_DRAWS, seed=seed, report=False)
+    steps = None if family == "low_rank" else PROPOSAL_STEPS
+    found = fit(pair, x, family=family, steps=steps, num_draws=NUM_DRAWS, seed=seed, report=False)
     local = found.guide.widened(widening(dim))
     return Proposal(local, local.name, found.num_evaluations)
 
 
+def _from_two_starts(pair: Pair, x: Batch, seed: int) -> Proposal:
+    own = normals_of(pair.model, pair.guide, x, seed)
+    elsewhere = normals_at(own, _best_prior_draws(pair, own, x, seed), "the prior's best draw")
+    parts, evaluations = [], 2 * NUM_PRIOR_DRAWS  # a draw from the prior runs the whole model too
+    for number, start in enumerate((pair.guide, elsewhere)):
+        fit_seed = noise.derived_seed(seed, "start", number)
+        found = fit(
+            Pair(pair.model, start, x, seed),
+            x,
+            family="full_rank",
+            steps=PROPOSAL_STEPS,
+            num_draws=NUM_DRAWS_IN_FEW,
+            seed=fit_seed,
+            report=False,
+        )
+        parts.append(normals_of(pair.model, found.guide.widened(widening(own.coordinates.dim)), x, seed))
+        evaluations += found.num_evaluations
+    name = f"refined full_rank from two starts, widened {widening(own.coordinates.dim):g}"
+    return Proposal(mixture(parts, (0.5, 0.5), name), name, evaluations)
+
+
+def _best_prior_draws(pair: Pair, normals: Normals, x: Batch, seed: int) -> Tensor:
+    """Of draws from the prior the one that explains each datum best, (N, D)."""
+    prior = Pair(pair.model, prior_of(pair.model), x, seed)
+    prior.globals.update(pair.globals)
+    found = []
+    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+        some = take(x, rows)
+        with noise.seeded(seed, "prior starts", rows.start, device=pair.device), measuring(pair.model):
+            values, log_q = prior.draw(some, rows, NUM_PRIOR_DRAWS)
+            log_likelihood = sum(prior.score(some, values).values()) - sum(log_q.values())
+            u = normals.coordinates.pack({name: values[name] for name in prior.latents})
+        best = log_likelihood.nan_to_num(-torch.inf).argmax(0)
+        found.append(u[best, torch.arange(u.shape[1], device=u.device)])
+    return torch.cat(found)
+
+
 def widening(dim: int) -> float:
     """An unwidened posterior has heavy tails of its weights where it is too narrow; in many dimensions a little is a lot."""
-    return 1.2 if dim <= 5 else 1.05
+    return 1.2 if dim <= FEW_DIMENSIONS else 1.05
 
 
 def defensive(found: Proposal, model: Program, guide: Program, x: Batch, seed: int) -> Proposal:
     """A tenth of the draws from the guide's Normal, as a safeguard against what the refined one leaves out."""
-    parts = [normals_of(model, found.program, x, seed), normals_of(model, guide, x, seed)]
+    parts = [*components_of(model, found.program, x, seed), normals_of(model, guide, x, seed)]
     name = f"{found.name}, with the guide"
-    return Proposal(mixture(parts, (0.9, 0.1), name), name, found.num_evaluations)
+    shares = (0.9 / (len(parts) - 1),) * (len(parts) - 1) + (0.1,)
+    return Proposal(mixture(parts, shares, name), name, found.num_evaluations)
 
 
 def mixture(parts: list[Normals], shares: tuple[float, ...], name: str) -> LocalUnconstrained:
@@ -102,6 +148,17 @@ def normals_of(model: Program, program: Program, x: Batch, seed: int) -> Normals
     found = start_of(pair, x, "full_rank", seed)
     assert isinstance(found, Normals)
     return found
+
+
+def components_of(model: Program, program: Program, x: Batch, seed: int) -> list[Normals]:
+    """The Normals that a proposal is a mixture of; of one that is no mixture, its own or those of its moments."""
+    if not (isinstance(program, LocalUnconstrained) and isinstance(program.family, FullRankMixture)):
+        return [normals_of(model, program, x, seed)]
+    normal = program.family.component
+    coordinates = Coordinates(Pair(model, program, x, seed), x, seed)
+    structure = torch.ones(coordinates.dim, coordinates.dim, device=program.table.device).tril()
+    rows = [normal.distribution(row) for row in program.table.split(normal.num_parameters, -1)]
+    return [Normals(coordinates, row.loc, row.scale_tril, structure) for row in rows]
 
 
 def normals_at(normals: Normals, m: Tensor, name: str) -> LocalUnconstrained:

@@ -47,8 +47,9 @@ def reference_of(model: Program, guide: Program, x: Data | Batch, reference: str
         known = torch.ones_like(exact.pointwise, dtype=torch.bool)
         return Reference(exact.pointwise, exact.error_bound, known, exact.method)
     if reference == "annealed":
-        how = {"num_temperatures": NUM_TEMPERATURES, "num_chains": NUM_CHAINS}
-        annealed = annealed_log_likelihood(model, x, guide=guide, start="refined", seed=seed, **how)
+        annealed = annealed_log_likelihood(
+            model, x, guide=guide, start="refined", num_temperatures=NUM_TEMPERATURES, num_chains=NUM_CHAINS, seed=seed
+        )
         name = f"annealing from refined posteriors, {NUM_TEMPERATURES} temperatures, {NUM_CHAINS} chains"
         return Reference(annealed.pointwise, annealed.pointwise_se, annealed.ess > NUM_CHAINS / 4, name)
     weighted = _weighted(model, guide, x, reference, num_particles, seed)

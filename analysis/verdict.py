@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppvae import noise
-from ppvae.analysis.proposals import NUM_DRAWS, Proposal, mixture, normals_at, normals_of, unexplained_draws, widening
+from ppvae.analysis.proposals import NUM_DRAWS, Proposal, components_of, mixture, normals_at, normals_of, unexplained_draws, widening
 from ppvae.analysis.weighed import Weighed, weighed, weighed_by_rows
 from ppvae.batches import Batch, take
 from ppvae.freed import Normals
@@ -110,7 +110,7 @@ class Court:
         """
         restricted: Callable[[Tensor], Program] | None = getattr(proposal, "rows", None)
         x_rows = take(self.x, rows)
-        parts = [normals_of(self.model, restricted(rows) if restricted else proposal, x_rows, self.seed)]
+        parts = components_of(self.model, restricted(rows) if restricted else proposal, x_rows, self.seed)
         if parts[0].coordinates.dim > LARGEST_FULL_RANK:
             return False
         for attempt in range(ATTEMPTS):

@@ -407,6 +407,12 @@ def verdicts(found: Found) -> list[Verdict]:
     return told
 
 
+def comparable(epochs: Mapping[str, int]) -> set[str]:
+    """The runs that a claim may compare: those trained for as long as the base, and the long one, which is held to itself alone."""
+    base = epochs.get("warm-up")
+    return {name for name, trained in epochs.items() if ROWS[name].table or trained == base}
+
+
 def _of_warm_up(base: Measured, without: Measured) -> list[Verdict]:
     yes = f"yes, {UNVERIFIED}"
     units = float(base.active_units - without.active_units)
@@ -477,10 +483,13 @@ def report(p: Protocol, out: Path) -> None:
         print(f"nothing was measured yet in {out}")
         return
     found = {key: Measured.of(record) for key, record in records.items()}
-    told = verdicts(found)
     epochs = {name: record["epochs"] for (name, _), record in records.items()}
+    fair = comparable(epochs)
+    told = verdicts({key: one for key, one in found.items() if key[0] in fair})
     print(f"\n{table(found, epochs)}\n\nNats, means over the images. Paper: Fashion-MNIST, {UNVERIFIED}. Here: {p.data}.")
-    print(f"log p(x) by {', '.join(sorted({one.reference for one in found.values()}))}.")
+    print(f"log p(x) by {'; '.join(sorted({one.reference.split(' (')[0] for one in found.values()}))}.")
+    if len(fair) < len(epochs):
+        print(f"Not compared, since trained for other epochs than 'warm-up': {', '.join(sorted(epochs.keys() - fair))}.")
     print("One training each: what another seed would change is not in the errors.\n\n" + "\n".join(map(str, told)))
     record = {
         "protocol": asdict(p) | {"settings": [asdict(setting) for setting in p.settings]},

@@ -61,6 +61,8 @@ def two_dimensions(options: argparse.Namespace) -> dict[str, float]:
         "refined: mean error": error.mean().item(),
         "refined: share within 0.1": (error.abs() < 0.1).double().mean().item(),
         "refined: largest error": error.abs().max().item(),
+        "refined: evaluations, mean": refined.num_evaluations.double().mean().item(),
+        "refined: evaluations, 95th percentile": refined.num_evaluations.double().quantile(0.95).item(),
         "refined: evaluations, largest": refined.num_evaluations.max().item(),
         "refined: trusted": refined.trusted.double().mean().item(),
         "encoder K=5000: mean error": -low.mean().item(),

@@ -30,7 +30,7 @@ from ppvae.stream import ROWS_AT_ONCE
 STARTS = ("auto", "guide", "refined", "prior")
 SCHEDULES = ("auto", "linear", "sigmoid", "equal")
 PILOT_CHAINS, PILOT_TEMPERATURES, LEAST_PILOT_TEMPERATURES = 8, 80, 40
-PILOT_GAIN = 0.25  # of the pilot's step sizes, which follow a density that moves on
+PILOT_GAIN = 0.6  # of the pilot's step sizes, which follow a density that moves on: at 0.25 they lag behind it
 SMOOTHED_OVER = 9  # temperatures of the pilot
 LONGEST = math.pi / 2  # of a trajectory: a quarter of a period along the widest direction, where what it forgets is most
 SIGMOID_WIDTH = 4.0

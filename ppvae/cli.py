@@ -143,6 +143,8 @@ class Evaluate:
         split: train, validation or test.
         num_data: The first so many rows; all by default.
         num_particles: K, draws per datum for log p(x); the ELBO takes at most 1,000.
+        proposal: What the particles come from: guide, refined or defensive.
+        tolerance: Nats of Monte Carlo error per datum; chooses proposal, particles or annealing itself.
         data: Other data than the run recorded: a name or a file.
         seed: Rules every draw.
         threads: Of torch; by default its own choice.
@@ -154,6 +156,8 @@ class Evaluate:
     split: str = "test"
     num_data: int | None = None
     num_particles: int = 5000
+    proposal: str = "guide"
+    tolerance: float | None = None
     data: str | None = None
     seed: int = 0
     threads: int | None = None
@@ -169,7 +173,8 @@ class Gaps:
         run: A run folder.
         split: train, validation or test.
         num_data: The first so many rows.
-        families: Families to refine: same, mean_field, full_rank. The gaps are those of the first.
+        families: Families to refine: same, mean_field, full_rank, low_rank, mixture, flow. The gaps are those of the first.
+        reference: Where log p(x) comes from: auto, exact, annealed or importance.
         data: Other data than the run recorded: a name or a file.
         seed: Rules every draw.
         threads: Of torch; by default its own choice.
@@ -181,6 +186,7 @@ class Gaps:
     split: str = "test"
     num_data: int | None = 200
     families: tuple[str, ...] = ("same",)
+    reference: str = "auto"
     data: str | None = None
     seed: int = 0
     threads: int | None = None
@@ -292,7 +298,7 @@ def chosen(kind: str, name: str, names: list[str]) -> str:
     """
     if name in names:
         return name
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), names, 1)
+    near = difflib.get_close_matches(name.lower(), names, 1) or difflib.get_close_matches(name.lower().replace("_", "-"), names, 1)
     known = f"one of {', '.join(names)}"
     raise UsageError(f"there is no {kind} '{name}'", mend=[f"did you mean '{near[0]}'?" if near else "", known])
 

@@ -17,9 +17,12 @@ from matplotlib.figure import Figure
 import ppvae
 from ppvae import analysis, checkpoint, cli, commands_pairs, objectives, simulate
 from ppvae.analysis import plots
+from ppvae.analysis.proposals import NAMES as PROPOSALS
+from ppvae.analysis.reference import REFERENCES
 from ppvae.cli import UsageError, chosen, say
 from ppvae.data import Data, Splits
 from ppvae.errors import DataError, MissingFileError, RunError
+from ppvae.freed import FAMILIES
 from ppvae.run import CONFIG, PROGRAM, Run, holds_a_run, template_of
 
 COMMAND = "command.json"  # the arguments of `ppvae train`, in its run folder
@@ -55,7 +58,15 @@ def evaluate(options: cli.Evaluate) -> int:
     few = min(options.num_particles, ELBO_PARTICLES)
     with _threads(options.threads):
         _tell(run, "elbo", options, analysis.elbo(run.model, run.guide, data, num_particles=few, seed=options.seed))
-        found = analysis.log_likelihood(run.model, run.guide, data, num_particles=options.num_particles, seed=options.seed)
+        found = analysis.log_likelihood(
+            run.model,
+            run.guide,
+            data,
+            num_particles=options.num_particles,
+            proposal=chosen("proposal", options.proposal, list(PROPOSALS)),
+            tolerance=options.tolerance,
+            seed=options.seed,
+        )
     _tell(run, "log_likelihood", options, found)
     return 0
 
@@ -64,7 +75,9 @@ def gaps(options: cli.Gaps) -> int:
     """``ppvae gaps``."""
     run, data = _run_and_data(options)
     with _threads(options.threads):
-        found = analysis.inference_gaps(run.model, run.guide, data, families=options.families, seed=options.seed)
+        families = tuple(chosen("family", name, list(FAMILIES)) for name in options.families)
+        reference = chosen("reference", options.reference, list(REFERENCES))
+        found = analysis.inference_gaps(run.model, run.guide, data, families=families, reference=reference, seed=options.seed)
     _tell(run, "inference_gaps", options, found)
     path = options.run / "figures" / f"{_result_name('gaps', options)}.png"
     say(f"figure: {plots.save(plots.gap_decomposition(found), path)}")
@@ -115,7 +128,7 @@ def _measured_demo(run: Run, options: cli.Demo) -> analysis.InferenceGaps:
     pair, told = (run.model, run.guide), cli.Evaluate(run.folder)
     _tell(run, "elbo", told, analysis.elbo(*pair, test, seed=options.seed))
     _tell(run, "log_likelihood", told, analysis.log_likelihood(*pair, test, num_particles=options.num_particles, seed=options.seed))
-    found = analysis.inference_gaps(*pair, test, num_reference=options.num_particles, seed=options.seed)
+    found = analysis.inference_gaps(*pair, test, seed=options.seed)
     _tell(run, "inference_gaps", told, found)
     return found
 

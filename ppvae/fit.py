@@ -14,7 +14,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 
 from ppvae import checkpoint, noise
@@ -196,6 +196,12 @@ def _look_at_pair(training: Training, objective: Any) -> None:
         raise ObjectiveError(
             f"the sites {sorted(training.pair.globals)} are global, and {type(objective).__name__} has no exact scaling of a mini-batch",
             mend=["use Trace_ELBO", "put the sites into the data plate"],
+        )
+    if training.pair.outside and isinstance(objective, RenyiELBO):
+        raise ObjectiveError(
+            f"the sites {sorted(training.pair.outside)} lie outside the data plate, and {type(objective).__name__} then gives the whole "
+            "batch one importance weight in place of one per datum",
+            mend="record them inside the data plate, or leave them out",
         )
     for part in sets:
         _check_all_rows(training, part)

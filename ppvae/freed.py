@@ -227,17 +227,19 @@ def _moments(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, full: bo
 
 def _same(pair: Pair, x: Batch, seed: int) -> Normals | Freed:
     first = _distributions(pair, x, slice(0, min(pair.num_data, BLOCK)), seed)
+    kinds = {name: type(unwrapped(site["fn"])).__name__ for name, site in first.items()}
+    normal = all(kind in ("Normal", "MultivariateNormal") for kind in kinds.values())
+    methods = hasattr(pair.guide, "parameters_at") and hasattr(pair.guide, "family") and len(pair.latents) == 1
+    if methods and not normal:
+        return _by_methods(pair, x)
     again = _distributions(pair, x, slice(0, min(pair.num_data, BLOCK)), seed + 1)
     for name in pair.latents:
         _refuse(name, first[name], again[name])
-    kinds = {name: type(unwrapped(site["fn"])).__name__ for name, site in first.items()}
-    if all(kind in ("Normal", "MultivariateNormal") for kind in kinds.values()):
+    if normal:
         coordinates = Coordinates(pair, x, seed)
         if all(site.transform_is_identity for site in coordinates.sites):
             return _normals(pair, coordinates, x, seed, kinds)
-    if hasattr(pair.guide, "parameters_at") and hasattr(pair.guide, "family") and len(pair.latents) == 1:
-        return _by_methods(pair, x)
-    return _by_parameters(pair, x, seed, first)
+    return _by_methods(pair, x) if methods else _by_parameters(pair, x, seed, first)
 
 
 def _by_methods(pair: Pair, x: Batch) -> Freed:

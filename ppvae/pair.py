@@ -114,6 +114,8 @@ class Pair:
         self.globals: dict[str, Tensor] = {
             name: site["value"].detach() for name, site in sites_q.items() if not site["is_observed"] and not in_data_plate(site)
         }
+        both = {**sites_p, **sites_q}
+        self.outside = [name for name, site in both.items() if not in_data_plate(site)]  # global sites, and what is only recorded there
         self.event_dims = {name: site["fn"].event_dim for name, site in {**sites_p, **sites_q}.items()}
         self.nesting = max([1, *(-f.dim for s in [*sites_p.values(), *sites_q.values()] for f in s["cond_indep_stack"] if f.vectorized)])
         self.lenient = frozenset(name for name in self.observed if unvalidated(sites_p[name]))

@@ -23,7 +23,7 @@ from ppvae.local import LocalPosterior, LocalUnconstrained
 from ppvae.pair import Pair
 from ppvae.programs import measuring
 
-COMMON_DRAWS = 128
+COMMON_DRAWS, COMMON_ROWS = 128, 32  # draws that two states are compared on, and data that share a seed for them
 ROWS_PER_CALL = 4096
 PROPOSAL_STEPS = 40  # full rank: within 0.05 nats of its optimum, enough to propose from
 LARGEST_FULL_RANK = 200  # dimensions above which a full covariance costs more than the decoder
@@ -185,7 +185,7 @@ class _Normal:
     def value(self, index: Tensor) -> Tensor:
         """Each draw's share of the ELBO at common draws, (S, n), float64: their sum is the ELBO."""
         found = torch.empty(COMMON_DRAWS, len(index), dtype=torch.float64)
-        for part in noise.blocks(len(index), ROWS_PER_CALL // COMMON_DRAWS):
+        for part in noise.blocks(len(index), COMMON_ROWS):
             rows = index[part]
             e = natural.antithetic(COMMON_DRAWS, len(rows), self.m.shape[-1], self.m, noise.generator(self.seed, "common", int(rows[0])))
             m, scale_tril = self.m[rows], self.scale_tril[rows]
@@ -240,7 +240,7 @@ class _Adam:
     def value(self, index: Tensor) -> Tensor:
         """As ``_Normal.value``."""
         parts = []
-        for part in noise.blocks(len(index), ROWS_PER_CALL // COMMON_DRAWS):
+        for part in noise.blocks(len(index), COMMON_ROWS):
             rows = index[part]
             with noise.seeded(self.seed, "common", int(rows[0]), device=self.pair.device), measuring(self.pair.model):
                 now = {site: table[rows] for site, table in self.tables.items()}

@@ -129,7 +129,8 @@ class MixturePrior:
         mean = self.loc @ self.weight.mT + self.bias
         low_rank = self.weight * self.prior_scale[:, None]
         covariance = low_rank @ low_rank.mT + self.scale**2 * torch.eye(len(self.bias))
-        return torch.log_softmax(self.logits, 0) + dist.MultivariateNormal(mean, covariance).log_prob(x[:, None])  # type: ignore[no-any-return]
+        log_px: Tensor = dist.MultivariateNormal(mean, covariance).log_prob(x[:, None])
+        return torch.log_softmax(self.logits, 0) + log_px
 
     def log_px(self, x: Tensor) -> Tensor:
         """(N,)."""
@@ -224,8 +225,8 @@ class PlaneDecoder:
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x_n, z_g), (N, G): x'eta - sum softplus(eta) - |z|^2 / 2 - log 2 pi."""
-        eta = self.network(z)
-        return x @ eta.mT - torch.nn.functional.softplus(eta).sum(-1) - z.square().sum(-1) / 2 - math.log(2 * math.pi)  # type: ignore[no-any-return]
+        eta: Tensor = self.network(z)
+        return x @ eta.mT - torch.nn.functional.softplus(eta).sum(-1) - z.square().sum(-1) / 2 - math.log(2 * math.pi)
 
     def log_px(self, x: Tensor, h: float = 0.04) -> Tensor:
         """log of the midpoint sum, (N,)."""

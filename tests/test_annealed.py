@@ -19,6 +19,7 @@ from test_annealing import (
 import ppvae
 from ground_truth import MeanField, exact_posterior_of, linear_gaussian, poisson_gamma
 from ppvae import analysis
+from ppvae.annealing import Tables
 from ppvae.errors import ArgumentError, ProgramError, ShapeError
 from ppvae.guides.annealed import Annealed
 from ppvae.pair import Pair
@@ -122,6 +123,7 @@ def test_how_many_blocks_run_at_once_changes_no_weight():
 def test_rows_and_repeats_keep_each_datums_own_tables():
     model, _, x = linear_gaussian(num_data=6)
     guide = Annealed(MeanField(model, 0.2), temperatures=3).prepared(model, x)
+    guide.frozen = Tables(torch.rand(4, 6).sort(0).values, torch.rand(2, 6), 0)
     some = guide.rows(slice(2, 5)).repeated(2)
     assert some.num_data == 6
     assert torch.equal(some.m, guide.m[[2, 3, 4, 2, 3, 4]])

@@ -22,9 +22,6 @@ from ppvae.analysis.uniformity import bands, ecdf, p_values, random_pit, random_
 from ppvae.errors import ArgumentError, DataError, ProgramError
 from ppvae.pair import Pair
 
-# How many data each fault needs on the linear Gaussian model below: found in 100 of 100 repeats at these N, L = 100, level 0.05.
-NEEDED = {"scale": 500, "shift": 300, "dropped": 300}
-
 
 class Faulty:
     """The posterior of a linear Gaussian model with its scale times ``scale``, its mean off by ``shift`` sd, or blind to x's last column."""
@@ -321,20 +318,22 @@ def test_model_with_a_factor_is_refused():
 
 
 def test_likelihood_that_no_latent_moves_is_a_tie_whatever_its_rounding():
-    # float32 sums of 784 terms depend on the shape of the run; without ties the truth would lie below or above all draws.
+    # A sum in float32 may depend on the shape of the run, here that of the truth's lone particle: it would lie above all draws.
     pixels = torch.rand(784, dtype=torch.float32)
 
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            logits = (z @ z.new_zeros(2, 784)) + pixels
-            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+            rounding = 1e-6 if z.shape[0] == 1 else 0.0
+            pyro.sample("x", dist.Normal(pixels + 0 * z[..., :1] + rounding, 1.0).to_event(1), obs=x)
 
     def guide(x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
 
-    assert calibration(model, guide, template=torch.zeros(1, 784, dtype=torch.float32), num_data=300).calibrated
+    found = calibration(model, guide, template=torch.zeros(1, 784, dtype=torch.float32), num_data=300)
+    assert found.calibrated
+    assert found.likelihood_rank.unique().numel() > 50
 
 
 def test_guide_with_an_auxiliary_site_has_no_coverage_but_a_verdict():
@@ -470,11 +469,12 @@ def fresh_seed():
 
 
 def alarms(seed, repeats, num_data, **fault):
-    """How many of so many random linear Gaussian models are called uncalibrated."""
+    """How many of so many random linear Gaussian models are called uncalibrated; the last column of x tells the same in each."""
     found = 0
     for repeat in range(repeats):
         with noise.seeded(seed, "repeat", repeat):
             model, _, x = linear_gaussian()
+            model.weight[-1] = 1.0
         result = calibration(model, Faulty(model, **fault), template=x, num_data=num_data, seed=noise.derived_seed(seed, repeat))
         found += not result.calibrated
     return found
@@ -486,6 +486,7 @@ def binomial_tail(count, n, share):
 
 
 @pytest.mark.statistical
+@pytest.mark.timeout(3600)
 def test_posterior_is_called_uncalibrated_no_more_often_than_the_level_says():
     """200 repeats; one chance in 1,000 leads to 1,000 more, of which one chance in 100,000 fails."""
     seed = fresh_seed()
@@ -495,6 +496,7 @@ def test_posterior_is_called_uncalibrated_no_more_often_than_the_level_says():
 
 
 @pytest.mark.statistical
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_found_in_95_of_100_repeats(fault):
     assert alarms(fresh_seed(), 100, num_data=1000, **FAULTS[fault]) >= 95

@@ -92,6 +92,19 @@ def test_a_site_given_another_is_summed_by_the_chain_rule():
     assert (summed(model, x) - torch.logsumexp(torch.stack(terms), 0)).abs().max() < ROUNDING
 
 
+def test_two_sites_of_the_same_size_take_their_states_independently():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", dist.Bernoulli(torch.tensor(0.2)))
+            b = pyro.sample("b", dist.Bernoulli(torch.tensor(0.6)))
+            pyro.sample("x", dist.Normal(a + 2.0 * b, 1.0), obs=x[:, 0])
+
+    x = pairs.real()
+    prior = torch.tensor([0.8 * 0.4, 0.2 * 0.4, 0.8 * 0.6, 0.2 * 0.6])  # of a + 2 b = 0, 1, 2, 3
+    terms = dist.Normal(torch.arange(4.0), 1.0).log_prob(x[:, :1]) + prior.log()
+    assert (summed(model, x) - torch.logsumexp(terms, -1)).abs().max() < ROUNDING
+
+
 def test_a_one_hot_site_in_a_plate_inside_the_datum_is_a_mixture_a_column():
     means, weights = torch.tensor([-1.0, 2.0]), torch.tensor([0.25, 0.75])
 

@@ -43,6 +43,11 @@ def test_a_normal_of_any_width_is_found_in_a_box_of_width_16(scale, dim):
     assert found.error_bound.max() < 1e-6
 
 
+def test_no_one_of_400_narrow_normals_slips_through_between_cells_and_nodes():
+    found = cubature(normal(torch.randn(400, 2), 0.003), 400, 2, tolerance=1e-6)
+    assert ((found.log_integral - log_mass(0.003, 2)).abs() <= found.error_bound).all()
+
+
 @pytest.mark.parametrize("dim", [1, 2])
 def test_a_normal_outside_the_box_makes_it_grow(dim):
     found = cubature(normal(30 + torch.randn(5, dim), 0.1), 5, dim)
@@ -62,6 +67,14 @@ def test_two_modes_of_very_different_mass_far_apart_are_both_found(dim):
 def test_heavy_tails_are_followed_until_they_are_negligible():
     found = cubature(lambda rows, u: -math.log(math.pi) - torch.log1p(u.square()).squeeze(-1), tolerance=1e-4)
     assert found.log_integral.abs().max() <= found.error_bound.max() < 2e-4
+
+
+def test_what_lies_beyond_the_box_is_in_the_bound():
+    found = cubature(lambda rows, u: -math.log(math.pi) - torch.log1p(u.square()).squeeze(-1), 1, tolerance=1e-3)
+    inside = (found.cells.log_error - found.log_integral).exp().sum()
+    left, right = (found.cells.centre - found.cells.half).min(), (found.cells.centre + found.cells.half).max()
+    beyond = (math.pi / 2 - torch.atan(right) + math.pi / 2 + torch.atan(left)) / math.pi
+    assert found.error_bound - inside > beyond
 
 
 def test_a_jump_of_the_density_is_narrowed_down():
@@ -152,10 +165,10 @@ def test_gamma_posterior_has_its_moments():
 
 def test_draws_follow_the_gamma_posterior():
     model, y, _, (a, b) = poisson_gamma()
-    draws = exact_posterior(model, y, num_draws=4000).draws["r"]
+    draws = exact_posterior(model, y, num_draws=40_000).draws["r"]
     below = torch.special.gammainc(a, b * draws)  # uniform if the draws are exact: Kolmogorov's 1e-6 quantile is 2.69 / sqrt(K)
-    even = (torch.arange(4000) + 0.5)[:, None] / 4000
-    assert (below.sort(0).values - even).abs().max() < 2.69 / math.sqrt(4000)
+    even = (torch.arange(40_000) + 0.5)[:, None] / 40_000
+    assert (below.sort(0).values - even).abs().max() < 2.69 / math.sqrt(40_000)
 
 
 def two_clusters(summed_out, weights=(0.3, 0.7), scale=0.3):
@@ -206,6 +219,21 @@ def test_the_posterior_of_a_mixed_model_knows_its_components():
     assert (found.expectation("c") - truth).abs().max() < 1e-4
     assert ((found.draws["c"].double().mean(0) - truth).abs() < 5 * se + 1e-4).all()
     assert ((found.draws["z"][..., 0] > 0) == (found.draws["c"] == 1)).double().mean() > 0.999  # the modes are 16 sd apart
+
+
+def test_the_states_of_a_mixed_model_are_drawn_and_not_the_likeliest_taken():
+    model, x, joint = two_clusters(summed_out=False, scale=2.0)  # the components overlap: z leaves c open
+    found = exact_posterior(model, x, num_draws=4000)
+    truth = torch.softmax(joint, -1)[:, 1]
+    assert ((found.draws["c"].double().mean(0) - truth).abs() < 5 * (truth * (1 - truth) / 4000).sqrt()).all()
+
+
+def test_an_evaluation_of_a_mixed_model_counts_once_a_state(monkeypatch):
+    integrate, inner = quadrature.integrate, []
+    monkeypatch.setattr(quadrature, "integrate", lambda *a, **k: inner.append(integrate(*a, **k)) or inner[-1])
+    model, x, _ = two_clusters(summed_out=False)
+    found = exact_log_likelihood(model, x)
+    assert torch.equal(found.num_evaluations, 2 * inner[0].num_evaluations + 256)  # and the draws that lay the box
 
 
 def test_discrete_latents_alone_are_enumerated():

@@ -168,7 +168,9 @@ def test_the_upper_layer_is_conditional_on_one_draw_of_the_lower(example):
 
 def measured(example, log_px, means):
     log_px = torch.tensor(log_px, dtype=torch.float64)
-    return example.Measured(log_px, torch.zeros_like(log_px), 1.0, 0.0, {"z": torch.tensor(means, dtype=torch.float64)}, 1.0, 0.0)
+    return example.Measured(
+        log_px, torch.zeros_like(log_px), 2 * log_px, 1.0, 0.0, {"z": torch.tensor(means, dtype=torch.float64)}, 1.0, 0.0
+    )
 
 
 def test_a_claim_is_a_paired_difference_beside_the_published_one(example):
@@ -177,6 +179,7 @@ def test_a_claim_is_a_paired_difference_beside_the_published_one(example):
     claim = example.on_log_px("", 1, found, iwae, vae)
     assert claim.difference == pytest.approx(1 / 3)
     assert claim.se == pytest.approx(2 / 3)  # differences 1, 1, -1: variance 4/3, over 3 data
+    assert claim.second == pytest.approx(2 / 3)  # twice as far apart in these
     assert claim.published == pytest.approx(86.76 - 84.78)
     assert claim.verdict == "not decided"
 
@@ -241,6 +244,7 @@ def test_the_numbers_of_a_row_are_those_of_its_own_folder(example, quick, layers
     lower = "z" if layers == 1 else "h1"  # of the upper one the library averages the draws of the lower
     told = record["rows"][row.name]
     assert told["log_px"]["value"] == pytest.approx(log_px.mean.value, abs=1e-4)
+    assert told["second"] == pytest.approx(log_px.verdict.bound.mean().item(), abs=1e-3)
     assert told["active_units"][lower] == usage.active_units[lower]
     assert told["unit_variances"][lower] == pytest.approx(usage.unit_variance[lower].tolist(), rel=1e-5)
 

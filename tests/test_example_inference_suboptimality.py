@@ -77,6 +77,11 @@ def test_a_flow_guide_is_held_to_the_diagonal_one(example):
     assert [verdict(example, found, word).difference for word in words] == [1.5, 1.0, 2.5]
 
 
+def test_a_run_that_is_not_trained_to_the_end_is_not_compared(example):
+    assert example.comparable({"main": 300, "warm-up": 100, "no-warm-up": 100, "larger-encoder": 30}) == {"main", "warm-up", "no-warm-up"}
+    assert example.comparable({"main": 300, "larger-encoder": 100}) == {"main"}
+
+
 def test_every_setting_says_what_both_code_bases_do_and_what_is_run_here(example):
     settings = example.CREMER_2018.settings
     assert len({setting.name for setting in settings}) == len(settings) >= 25

@@ -95,12 +95,12 @@ def test_smoothed_weights_equal_arviz(k, shift):
 
 @pytest.mark.parametrize("k", [25, 300, 2500], ids=str)
 def test_reductions_of_smoothed_weights_are_those_of_arviz_normalised_weights(k):
-    """ArviZ's weights sum to 1: 1 / sum of their squares is ESS, and the largest raw weight's share gives back the mean."""
+    """ArviZ's weights sum to 1: 1 / sum of their squares is ESS; a weight left alone, less its share, is the log of the sum."""
     weights = heavy(k)
     normalised = torch.as_tensor(arviz.psislw(weights.T.contiguous().numpy())[0]).T
     found = importance.reduced(weights, "smoothed")
     assert torch.allclose(found.ess, 1 / normalised.exp().square().sum(0), rtol=1e-9)
-    body = weights.argmin(0, keepdim=True)  # a weight that smoothing leaves alone: raw - normalised is the log of the sum
+    body = weights.argmin(0, keepdim=True)
     log_sum = (weights - normalised).gather(0, body)[0]
     assert torch.allclose(found.log_mean_weight, log_sum - math.log(k), atol=1e-9, rtol=0)
     assert torch.allclose(found.se, normalised.exp().std(0) * math.sqrt(k), rtol=1e-9)  # sd(w) / (mean(w) sqrt(K)), mean 1 / K
@@ -160,6 +160,7 @@ def drawn(k, columns=4, spread=3.0):
 
 
 SIZES = st.lists(st.integers(1, 80), min_size=1, max_size=6)
+BY_DEFINITION = (importance.log_mean_exp, importance.standard_error, importance.effective_sample_size)
 SEARCH = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -185,9 +186,6 @@ def test_streamed_reductions_equal_the_whole(sizes, shift, zeros):
     if len(weights) > 1:
         assert torch.allclose(found.mean_se[1:], weights.std(0)[1:] / math.sqrt(len(weights)), rtol=1e-6)
     assert torch.allclose(found.k_hat, importance.k_hat(weights), atol=1e-6, equal_nan=True)
-
-
-BY_DEFINITION = (importance.log_mean_exp, importance.standard_error, importance.effective_sample_size)
 
 
 @SEARCH

@@ -67,7 +67,7 @@ def test_an_importance_weighted_reference_reaches_the_evidence():
     exact = model.log_evidence(x)
     assert abs((found.log_px - exact).mean()) < 5 * found.mean("inference").mc_se
     assert (found.log_px - exact).abs().max() < 0.05  # 5 standard errors of a proposal of effective size above a tenth of K
-    assert found.reference == "importance weights, refined full_rank, widened 1.2"
+    assert found.reference == "importance weights, refined full_rank from two starts, widened 1.2"
     assert found.reference_trusted.all()
 
 

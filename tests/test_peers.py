@@ -187,7 +187,6 @@ def note_outside():
     pyro.deterministic("note", torch.tensor(1.0))
 
 
-@pytest.mark.xfail(strict=True, reason="Pyro's RenyiELBO keeps only the plates that all sites share, and fit does not refuse the pair")
 def test_a_site_outside_the_plate_does_not_make_one_weight_of_a_batch():
     """A recorded value outside the data plate: either the bound stays the sum over data, or the pair is refused."""
     model, guide, _, _ = recording_pair(extra=note_outside)
