@@ -10,7 +10,8 @@ from ppvae.analysis.compare import Comparison, compare
 from ppvae.analysis.corrected import Corrected, corrected
 from ppvae.analysis.elbo import ELBO, elbo
 from ppvae.analysis.estimate import Estimate, Provenance
-from ppvae.analysis.exact_log_likelihood import ExactLogLikelihood, exact_log_likelihood, exact_posterior
+from ppvae.analysis.exact_log_likelihood import exact_log_likelihood, exact_posterior
+from ppvae.analysis.exact_results import ExactLogLikelihood, ExactPosterior
 from ppvae.analysis.inference_gaps import InferenceGaps, inference_gaps
 from ppvae.analysis.latent_usage import LatentUsage, latent_usage
 from ppvae.analysis.log_likelihood import LogLikelihood, log_likelihood
@@ -29,6 +30,7 @@ __all__ = [
     "Corrected",
     "Estimate",
     "ExactLogLikelihood",
+    "ExactPosterior",
     "InferenceGaps",
     "KHatByLabel",
     "LatentUsage",

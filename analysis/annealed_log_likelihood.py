@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppvae import annealing, noise
+from ppvae import annealing, noise, paths
 from ppvae.analysis.bidirectional import BidirectionalMonteCarlo, bidirectional
 from ppvae.analysis.estimate import Estimate, Provenance, as_lists, batch_of, label, mean_of, provenance
 from ppvae.batches import Batch
@@ -120,7 +120,7 @@ def annealed_log_likelihood(
     """
     settings = annealing.Settings(num_temperatures, num_chains, num_leapfrog, schedule, step_size)
     batch = batch_of(x, model, *([] if guide is None else [guide]))
-    path = annealing.path(model, guide, batch, start, seed)
+    path = paths.path(model, guide, batch, start, seed)
     settings = settings.resolved(path.from_prior)
     frozen = annealing.tables(path, settings, noise.derived_seed(seed, "pilot"))
     found = annealing.forward(path, frozen, settings, noise.derived_seed(seed, "forward"))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppvae import annealing, hmc, noise
+from ppvae import annealing, hmc, noise, paths
 from ppvae.analysis.estimate import Estimate, Provenance, as_lists, batch_of, describe, label, mean_of, provenance
 from ppvae.analysis.simulated import Place, simulated
 from ppvae.batches import Batch
@@ -162,7 +162,7 @@ def bidirectional(
     else:
         check_count("num_warmup", num_warmup)
         check_count("num_draws", num_draws, max(4, num_chains))
-        path = annealing.path(model, guide, batch_of(x, model, *([] if guide is None else [guide])), start, seed)
+        path = paths.path(model, guide, batch_of(x, model, *([] if guide is None else [guide])), start, seed)
         source = provenance(x, path.pair, seed)
     settings = settings.resolved(path.from_prior)
     frozen = annealing.tables(path, settings, noise.derived_seed(seed, "pilot"))
@@ -198,7 +198,7 @@ def bidirectional(
 
 def _simulated(
     model: Program, guide: Program | None, template: Data | Batch | None, size: int, start: str, place: Place | None, seed: int
-) -> tuple[annealing.Path, Tensor, dict[str, Any]]:
+) -> tuple[paths.Path, Tensor, dict[str, Any]]:
     """The path for simulated data, and the latents that made them as u, (1, N, D)."""
     if hasattr(guide, "rows"):
         if start != "prior":
@@ -216,7 +216,7 @@ def _simulated(
     if drawing.globals and guide is not None:  # conditional on what measurements with this guide are conditional on
         drawing.globals.update(Pair(model, guide, batch, seed).globals)
     data = simulated(drawing, batch, size=size, seed=noise.derived_seed(seed, "simulated"), place=place)
-    path = annealing.path(model, guide, data.batch, start, seed, drawing.globals)
+    path = paths.path(model, guide, data.batch, start, seed, drawing.globals)
     with measuring(model):
         u = path.coordinates.pack(data.particle(path.pair, slice(0, size)))
     return path, u, {"name": "simulated", "num_data": size, "seed": seed, "template": describe(template)}
@@ -238,7 +238,7 @@ class _Chains:
         return cls(u, unknown, unknown.clone(), True, 0)
 
 
-def _long_chains(path: annealing.Path, begin: Tensor, settings: annealing.Settings, num_warmup: int, num_draws: int, seed: int) -> _Chains:
+def _long_chains(path: paths.Path, begin: Tensor, settings: annealing.Settings, num_warmup: int, num_draws: int, seed: int) -> _Chains:
     """Chains at the posterior, begun where the forward run ended, v of shape (C, N, D)."""
     c, n, one = settings.num_chains, path.pair.num_data, torch.ones((), dtype=torch.float64)
     parts = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppvae.analysis.estimate import Estimate, Provenance, as_lists, batch_of, label, mean_of, provenance
-from ppvae.analysis.proposals import Proposal, proposal_of, second_of
+from ppvae.analysis.proposals import proposal_of
 from ppvae.analysis.tolerance import to_tolerance
 from ppvae.analysis.verdict import Court, Verdict, trusted
 from ppvae.analysis.weighed import Weighed, weighed
@@ -145,13 +145,13 @@ def log_likelihood(
     else:
         answer = to_tolerance(model, guide, batch, tolerance, weights, seed)
         chosen, first, sound, evaluations = answer.proposal, answer.found, answer.sound, answer.num_evaluations
-        pair = Pair(model, chosen.program, batch, seed)
-        used = {"annealed": answer.annealed}
+        pair, used = answer.pair, {"annealed": answer.annealed}
     verdict = None
     if second is not None:
-        against = second_of(chosen.program, guide) if second == "auto" else second
+        own = chosen.program is guide
+        against = ("refined or prior" if own else "guide") if second == "auto" else second
         court = Court(model, batch, proposal_of(against, model, guide, batch, seed), seed)
-        verdict = _held(court, first, chosen, weights, repair=chosen.program is not guide)
+        verdict = _held(court, first, pair.guide, weights, repair=not own)
         used["repaired"] = verdict.repaired
         evaluations = evaluations + court.num_evaluations
     return LogLikelihood(
@@ -175,13 +175,13 @@ def _used(name: str, n: int, others: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: left} | {other: rows for other, rows in found.items() if rows.any()}
 
 
-def _held(court: Court, first: Weighed, chosen: Proposal, weights: str, repair: bool) -> Verdict:
+def _held(court: Court, first: Weighed, proposal: Program, weights: str, repair: bool) -> Verdict:
     """Judge, and mend in place."""
     disagrees = court.judge(first)
     repaired = torch.zeros_like(disagrees)
     rows = disagrees.nonzero()[:, 0]
     if repair and len(rows):
-        repaired[rows] = court.mend(rows, chosen.program, first, weights)
+        repaired[rows] = court.mend(rows, proposal, first, weights)
     return court.verdict(first, disagrees, repaired)
 
 

@@ -17,10 +17,10 @@ from ppvae.batches import Batch, take
 from ppvae.coordinates import Coordinates
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, check_count
-from ppvae.freed import start_of
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.programs import measuring, prior_of
+from ppvae.starts import start_of
 
 R_HAT, LEAST_ESS = 1.01, 400  # Vehtari et al. (2021), sec. 4
 OVERDISPERSED = 2.0  # standard deviations of the guide's Normal, as far as half of the chains start out

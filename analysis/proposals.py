@@ -12,12 +12,13 @@ from ppvae.batches import Batch, take
 from ppvae.coordinates import Coordinates
 from ppvae.errors import ArgumentError, FamilyError
 from ppvae.families import FullRankMixture, FullRankNormal
-from ppvae.freed import Normals, start_of
 from ppvae.local import LocalUnconstrained
 from ppvae.modules import Program
 from ppvae.pair import Pair
+from ppvae.posteriors import Normals
 from ppvae.programs import measuring, prior_of
 from ppvae.refinement import LARGEST_FULL_RANK, PROPOSAL_STEPS, fit, widest_normal
+from ppvae.starts import start_of
 
 NAMES = ("guide", "refined", "defensive")
 SECOND_PARTICLES, PRIOR_PARTICLES = 500, 2000
@@ -106,7 +107,7 @@ def _best_prior_draws(pair: Pair, normals: Normals, x: Batch, seed: int) -> Tens
         some = take(x, rows)
         with noise.seeded(seed, "prior starts", rows.start, device=pair.device), measuring(pair.model):
             values, log_q = prior.draw(some, rows, NUM_PRIOR_DRAWS)
-            log_likelihood = sum(prior.score(some, values).values()) - sum(log_q.values())
+            log_likelihood: Tensor = sum(prior.score(some, values).values()) - sum(log_q.values())  # type: ignore[assignment]
             u = normals.coordinates.pack({name: values[name] for name in prior.latents})
         best = log_likelihood.nan_to_num(-torch.inf).argmax(0)
         found.append(u[best, torch.arange(u.shape[1], device=u.device)])
@@ -166,11 +167,6 @@ def normals_at(normals: Normals, m: Tensor, name: str) -> LocalUnconstrained:
     family = FullRankNormal(normals.coordinates.dim)
     table = family.row(m, normals.scale_tril)
     return LocalUnconstrained(normals.coordinates.sites, family, table, name, normals.coordinates.pair.globals)
-
-
-def second_of(first: Program, guide: Program) -> str:
-    """A proposal unlike the first: refined Normals where the first is the guide, else the guide."""
-    return "refined or prior" if first is guide else "guide"
 
 
 def unexplained_draws(

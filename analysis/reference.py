@@ -53,7 +53,8 @@ def reference_of(model: Program, guide: Program, x: Data | Batch, reference: str
         name = f"annealing from refined posteriors, {NUM_TEMPERATURES} temperatures, {NUM_CHAINS} chains"
         return Reference(annealed.pointwise, annealed.pointwise_se, annealed.ess > NUM_CHAINS / 4, name)
     weighted = _weighted(model, guide, x, reference, num_particles, seed)
-    used = ", ".join(f"{name} for {int(rows.sum())}" for name, rows in weighted.used.items() if not rows.all())
+    others = {name: int(rows.sum()) for name, rows in weighted.used.items() if name != weighted.proposal}
+    used = ", ".join(f"{number} {name}" for name, number in others.items() if number)
     name = f"importance weights, {weighted.proposal}" + (f" ({used})" if used else "")
     return Reference(weighted.pointwise, weighted.pointwise_se, weighted.trusted, name)
 

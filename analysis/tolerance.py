@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ppvae import annealing, noise
+from ppvae import annealing, noise, paths
 from ppvae.analysis.proposals import Proposal, normals_of, refined_proposal
 from ppvae.analysis.weighed import Weighed, weighed, weighed_by_rows
 from ppvae.batches import Batch, take
@@ -31,8 +31,9 @@ STEP_SIZE = {"few": 0.35, "many": 0.45}  # from a refined start they need no pil
 
 @dataclass
 class Answer:
-    """An estimate per datum, from which estimator it came, and whether its own error looks sound, (N,)."""
+    """An estimate per datum, from which estimator it came, and whether its own error looks sound, (N,); the pair has looked at all data."""
 
+    pair: Pair
     found: Weighed
     annealed: Tensor
     sound: Tensor
@@ -67,7 +68,7 @@ def to_tolerance(model: Program, guide: Program, x: Batch, tolerance: float, wei
         evaluations[rows] += _cost(run)
         sound[rows] = found.pointwise_se[rows] < LOOSE * tolerance
         rows = rows[~sound[rows]]
-    return Answer(found, annealed, sound, proposal, evaluations)
+    return Answer(pair, found, annealed, sound, proposal, evaluations)
 
 
 def annealing_settings(tolerance: float, proposal: Proposal) -> annealing.Settings:
@@ -88,7 +89,7 @@ def annealed_rows(
     """Annealed estimates of some rows, from the Normals of a local posterior."""
     restricted = local.rows(rows)  # type: ignore[attr-defined]
     x_rows = take(x, rows)
-    path = annealing.normal_path(normals_of(model, restricted, x_rows, global_seed), x_rows, "refined")
+    path = paths.normal_path(normals_of(model, restricted, x_rows, global_seed), x_rows, "refined")
     frozen = annealing.tables(path, settings, seed)
     log_w = annealing.forward(path, frozen, settings, seed).log_weights
     unknown = torch.full((len(rows),), torch.nan, dtype=torch.float64)

@@ -19,11 +19,11 @@ from ppvae import noise
 from ppvae.analysis.proposals import NUM_DRAWS, Proposal, components_of, mixture, normals_at, normals_of, unexplained_draws, widening
 from ppvae.analysis.weighed import Weighed, weighed, weighed_by_rows
 from ppvae.batches import Batch, take
-from ppvae.freed import Normals
 from ppvae.importance import MIN_PARTICLES, k_hat_threshold
 from ppvae.local import LocalUnconstrained
 from ppvae.modules import Program
 from ppvae.pair import Pair
+from ppvae.posteriors import Normals
 from ppvae.refinement import LARGEST_FULL_RANK, PROPOSAL_STEPS, fit
 
 LEAST_EXCESS = 0.25  # nats
@@ -81,8 +81,9 @@ class Court:
     """Holds an estimate against a second proposal, and mends it where that is right."""
 
     def __init__(self, model: Program, x: Batch, second: Proposal, seed: int) -> None:
-        self.model, self.x, self.second, self.seed = model, x, second, seed
+        self.model, self.x, self.seed = model, x, seed
         self.pair = Pair(model, second.program, x, seed)
+        self.second = replace(second, program=self.pair.guide)  # prepared for all of x, where it has to be
         self.bound = weighed(self.pair, x, second.particles, noise.derived_seed(seed, "second"))
         self.num_evaluations = torch.full((self.pair.num_data,), second.num_evaluations + second.particles)
 

@@ -29,7 +29,8 @@ class Weighed:
     @classmethod
     def empty(cls, n: int) -> Weighed:
         """Nothing known yet of n data."""
-        return cls(*(torch.full((n,), torch.nan, dtype=torch.float64) for _ in range(4)), torch.zeros(n, dtype=torch.long))
+        value, se, ess, k_hat = torch.full((4, n), torch.nan, dtype=torch.float64).unbind()
+        return cls(value, se, ess, k_hat, torch.zeros(n, dtype=torch.long))
 
     def put(self, rows: Tensor | slice, other: Weighed) -> None:
         """Take over what is known of some rows."""

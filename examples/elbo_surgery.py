@@ -8,8 +8,8 @@ with q(z) taken over a minibatch of M, as in training, I_q is at most log M and 
 Expected. (1) The linear Gaussian model at its maximum of likelihood: I_q = 1/2 sum log(l_i / s^2), l_i the largest eigenvalues of the
 data's covariance, and q(z) has the prior's mean and covariance, so that KL(q(z) || p) = 0 in second moments. (2) On a trained pair with
 two latents the estimates are those of quadrature over z, within 4 standard errors. (3) From minibatches I_q is too small on every pair
-and grows with M, never above log M. (4) Even with all N data I_q stays below log N: where the rate is far above, as on the pairs with
-8 and 50 latents, it is log N within 1 nat, a number about N, and KL(q(z) || p) an upper bound of that of more data.
+and grows with M, never above log M. (4) Even with all N data I_q is at most log N: where the rate is above, as with 50 latents, it is log
+N within 0.1 nats, a number about N, and KL(q(z) || p) an upper bound of that of more data.
 
     python examples/elbo_surgery.py --run runs/fashion-mnist         # and digits with 2 and 8 latents, trained in a minute or two
 """
@@ -117,7 +117,7 @@ def linear_gaussian(num_data: int) -> Surgery:
     model = models.LinearGaussian.maximum_likelihood(x, k).requires_grad_(False)
     guide = guides.DiagonalNormal(nn.MLP(6, [], 2 * k), latent_dim=k).double().requires_grad_(False)
     posterior = model.posterior(x)  # W'W is diagonal, and so is the posterior's covariance
-    linear = guide.encoder.layers[0]
+    linear: Any = guide.encoder.layers[0]  # type: ignore[index]
     linear.weight.zero_()
     linear.weight[:k] = torch.linalg.solve(posterior.precision_matrix[0], model.weight.mT) / (2 * model.log_scale).exp()
     linear.bias[:k] = -linear.weight[:k] @ model.bias
@@ -203,10 +203,10 @@ def claims(found: Sequence[Surgery]) -> dict[str, tuple[bool, str]]:
     """Claim -> whether it was seen, and the numbers."""
     known = {s.how: s for s in found if s.how}
     linear, plane = known["closed form"], known["quadrature"]
-    many = [s for s in found if not s.how]
+    saturated = [s for s in found if s.rate > math.log(s.num_data)]
     left = 2 * math.exp(linear.exact_information) / linear.num_data  # the own term in a mixture of N
     monotone = all(a <= b for s in found for a, b in itertools.pairwise(s.minibatch.values()))
-    return {
+    told = {
         "linear Gaussian: I_q = 1/2 sum log(l_i / s^2)": (
             abs(linear.information - linear.exact_information) < 4 * linear.information_se + left,
             f"{linear.information:.4f} ± {linear.information_se:.4f}, exact {linear.exact_information:.4f}",
@@ -231,11 +231,13 @@ def claims(found: Sequence[Surgery]) -> dict[str, tuple[bool, str]]:
             + ", ".join(f"{s.minibatch[MINIBATCHES[0]]:.3f}" for s in found)
             + f" of {math.log(MINIBATCHES[0]):.3f}",
         ),
-        "8 latents and more: I_q is log N within 1 nat": (
-            all(math.log(s.num_data) - 1 < s.information <= math.log(s.num_data) + 1e-9 for s in many),
-            ", ".join(f"{s.name}: {s.information:.3f} of {math.log(s.num_data):.3f}, rate {s.rate:.2f}" for s in many),
-        ),
     }
+    if saturated:
+        told["where the rate is above log N, I_q is log N"] = (
+            all(math.log(s.num_data) - 0.1 < s.information <= math.log(s.num_data) + 1e-9 for s in saturated),
+            ", ".join(f"{s.name}: {s.information:.3f} of {math.log(s.num_data):.3f}, rate {s.rate:.2f}" for s in saturated),
+        )
+    return told
 
 
 def figure(found: Sequence[Surgery]) -> Figure:
@@ -253,8 +255,8 @@ def figure(found: Sequence[Surgery]) -> Figure:
         sizes.set_xlabel("posteriors in q(z), M; the last: all N")
         sizes.set_ylabel("I_q(x; z) (nats)")
         sizes.set_title("dashed: exact")
-        sizes.legend(loc="upper left")
-        labels, rows = [], []
+        labels: list[str] = []
+        rows: list[float] = []
         for i, s in enumerate(found):
             for j, (value, label) in enumerate(((s.minibatch[SHOWN], f"M = {SHOWN}"), (s.information, f"all {s.num_data:,}"))):
                 row = 2.6 * i + j
@@ -269,6 +271,7 @@ def figure(found: Sequence[Surgery]) -> Figure:
         parts.tick_params(left=False)
         parts.set_xlabel("rate (nats)")
         parts.legend(loc="upper right")
+        drawn.legend(*sizes.get_legend_handles_labels(), loc="outside lower center", ncols=5, columnspacing=1.0)
     return drawn
 
 

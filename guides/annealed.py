@@ -6,10 +6,7 @@ posterior, make E[log w] of the annealed chain an evidence lower bound, one that
 
 from __future__ import annotations
 
-import math
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -18,15 +15,18 @@ from pyro import poutine
 from torch import Tensor
 
 from ppvae import noise
-from ppvae.annealing import Settings, Stretch, Tables, normal_path, tables, walk
+from ppvae.annealing import Settings, Tables, tables, walk
 from ppvae.batches import Batch, digest, num_data
-from ppvae.coordinates import Coordinates, SiteCoordinates
+from ppvae.coordinates import Coordinates
 from ppvae.errors import ProgramError, ShapeError, check_count
-from ppvae.freed import Normals, start_of
 from ppvae.hmc import check_settings
+from ppvae.local import condition, point_mass
 from ppvae.modules import Program
 from ppvae.pair import Pair
+from ppvae.paths import Stretch, normal_path
+from ppvae.posteriors import Normals
 from ppvae.programs import measuring
+from ppvae.starts import start_of
 
 
 class Annealed:
@@ -151,41 +151,24 @@ class LocalAnnealed:
                 mend="hand in the x that it was prepared for, or take its rows: guide.rows(slice(0, 10))",
             )
         pair = self.coordinates.pair
-        for name, value in pair.globals.items():
-            pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
+        condition(pair.globals)
         normal = dist.MultivariateNormal(self.m, scale_tril=self.scale_tril)
         data = pyro.plate("data", self.num_data, dim=-1)
         with data:
             u = pyro.sample("_unconstrained", normal, infer={"is_auxiliary": True})
         chains = u.reshape(-1, self.num_data, u.shape[-1])  # plates further out
-        with poutine.block(), measuring(pair.model):
+        with poutine.block(), measuring(pair.model):  # outside the plate, whose dim the model's own takes
             stretch = Stretch(self.coordinates, x, self.m, self.scale_tril, False)
             v = stretch.whitened(chains)
             last = walk(stretch, v, self.frozen.temperatures, self.frozen.step_sizes, self.num_leapfrog, _Torch(v))
-            values, log_det = self.coordinates.unpack(stretch.placed(last.v))
+            reached = stretch.placed(last.v)
             # What log q must be for log p(x, z) - log q to be the log weight of the chain; the Normal's part stands at its own site.
-            log_jacobian = log_det.double() + self.scale_tril.diagonal(dim1=-2, dim2=-1).double().log().sum(-1)
+            log_jacobian = self.coordinates.unpack(reached)[1].double() + self.scale_tril.diagonal(dim1=-2, dim2=-1).double().log().sum(-1)
             log_density = last.ends.log_joint - log_jacobian - last.log_weights - normal.log_prob(chains).double()
-        for number, site in enumerate(self.coordinates.sites):
-            part = self.coordinates.pack_one(site, values[site.name])
-            self._sample(site, part.reshape(*u.shape[:-1], -1), log_density.reshape(u.shape[:-1]) if number == 0 else None, data)
-
-    def _sample(self, site: SiteCoordinates, part: Tensor, log_density: Tensor | None, data: Any) -> None:
-        """Register a latent as a point mass; part: (n, d), or (K, 1, ..., n, d) under outer plates, and log_density without d."""
-        n = part.shape[-2]
-        leading = part.shape[:1] if part.dim() > 2 else ()
-        plates = (*[1] * max(0, part.dim() - 3 - len(site.inner)), *site.inner)
-        event = tuple(site.transform.forward_shape(torch.Size(site.event)))
-        value = part.reshape(*leading, n, *plates, *event).movedim(len(leading), len(leading) + len(plates))
-        share: Tensor | float = 0.0
-        if log_density is not None:  # spread over the plates inside a datum, which sum over it
-            share = (log_density / math.prod(plates)).reshape(*leading, *[1] * len(plates), n)
-            share = share.expand(value.shape[: value.dim() - site.event_dim])
-        with ExitStack() as stack:
-            stack.enter_context(data)
-            for name, size, dim in site.plates:
-                stack.enter_context(pyro.plate(name, size, dim=dim))
-            pyro.sample(site.name, dist.Delta(value, log_density=share, event_dim=site.event_dim))
+        reached, log_density = reached.reshape(u.shape), log_density.reshape(u.shape[:-1])
+        with data:
+            for number, site in enumerate(self.coordinates.sites):
+                point_mass(site, reached[..., site.place], log_density if number == 0 else torch.zeros_like(log_density))
 
 
 class _Torch:

@@ -22,8 +22,8 @@ from ppvae.analysis.reference import REFERENCES
 from ppvae.cli import UsageError, chosen, say
 from ppvae.data import Data, Splits
 from ppvae.errors import DataError, MissingFileError, RunError
-from ppvae.freed import FAMILIES
 from ppvae.run import CONFIG, PROGRAM, Run, holds_a_run, template_of
+from ppvae.starts import FAMILIES
 
 COMMAND = "command.json"  # the arguments of `ppvae train`, in its run folder
 SPLITS = ["train", "validation", "test"]

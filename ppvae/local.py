@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from typing import Any
 
@@ -57,7 +58,7 @@ class LocalPosterior:
             ShapeError: Another number of data came.
         """
         _check_length(self, x)
-        _condition(self.conditioned)
+        condition(self.conditioned)
         with pyro.plate("data", self.num_data, dim=-1):
             for site, family in self.families.items():
                 pyro.sample(site, family.distribution(self.tables[site]))
@@ -106,25 +107,35 @@ class LocalUnconstrained:
             ShapeError: Another number of data came.
         """
         _check_length(self, x)
-        _condition(self.conditioned)
+        condition(self.conditioned)
         with pyro.plate("data", self.num_data, dim=-1):
             u = pyro.sample("_unconstrained", self.family.distribution(self.table), infer={"is_auxiliary": True})
             for site in self.sites:
-                self._sample(site, u[..., site.place])
+                point_mass(site, u[..., site.place])
 
-    def _sample(self, site: SiteCoordinates, part: Tensor) -> None:
-        """part: (n, d), or (K, 1, ..., n, d) under a particle plate."""
-        n = part.shape[-2]
-        leading = part.shape[:1] if part.dim() > 2 else ()
-        ones = max(0, part.dim() - 3 - len(site.inner))
-        part = part.reshape(*leading, n, *[1] * ones, *site.inner, *site.event)
-        part = part.movedim(len(leading), len(leading) + ones + len(site.inner))
-        value = site.transform(part)
-        log_density = -site.transform.log_abs_det_jacobian(part, value)
-        with ExitStack() as stack:
-            for name, size, dim in site.plates:
-                stack.enter_context(pyro.plate(name, size, dim=dim))
-            pyro.sample(site.name, dist.Delta(value, log_density=log_density, event_dim=site.event_dim))
+
+def point_mass(site: SiteCoordinates, part: Tensor, log_density: Tensor | None = None) -> None:
+    """Register a latent at a point of its unconstrained coordinates, within the data plate.
+
+    Args:
+        site: Which latent.
+        part: Its part of u, (n, d), or (K, 1, ..., n, d) under a particle plate.
+        log_density: (n,), or (K, 1, ..., n); what the site is to count as, in place of the Jacobian, -log |dz/du|.
+    """
+    n = part.shape[-2]
+    leading = part.shape[:1] if part.dim() > 2 else ()
+    plates = (*[1] * max(0, part.dim() - 3 - len(site.inner)), *site.inner)
+    part = part.reshape(*leading, n, *plates, *site.event).movedim(len(leading), len(leading) + len(plates))
+    value = site.transform(part)
+    if log_density is None:
+        share = -site.transform.log_abs_det_jacobian(part, value)
+    else:  # spread over the plates inside a datum, which sum over it
+        share = (log_density / math.prod(plates)).reshape(*leading, *[1] * len(plates), n)
+        share = share.expand(value.shape[: value.dim() - site.event_dim])
+    with ExitStack() as stack:
+        for name, size, dim in site.plates:
+            stack.enter_context(pyro.plate(name, size, dim=dim))
+        pyro.sample(site.name, dist.Delta(value, log_density=share, event_dim=site.event_dim))
 
 
 class FreedSite:
@@ -178,7 +189,8 @@ class FreedSite:
         return value.expand(distribution.batch_shape + value.shape[value.dim() - event :])  # type: ignore[no-any-return]
 
 
-def _condition(values: dict[str, Tensor]) -> None:
+def condition(values: dict[str, Tensor]) -> None:
+    """Register global sites at the values that a local posterior is conditional on."""
     for name, value in values.items():
         pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from ppvae import natural, noise
 from ppvae.batches import Batch, digest, take
 from ppvae.errors import FamilyError, check_count
-from ppvae.freed import FAMILIES, INNER, Freed, FreedUnconstrained, Normals, start_of, whitened
 from ppvae.local import LocalPosterior, LocalUnconstrained
 from ppvae.pair import Pair
+from ppvae.posteriors import Freed, FreedUnconstrained, Normals
 from ppvae.programs import measuring
+from ppvae.starts import FAMILIES, INNER, start_of, whitened
 
 COMMON_DRAWS, COMMON_ROWS = 128, 32  # draws that two states are compared on, and data that share a seed for them
 ROWS_PER_CALL = 4096
@@ -123,9 +124,9 @@ def _run(fitting: _Normal | _Adam, steps: int, seed: int, report: bool) -> Tenso
     gains = []
     for rows in noise.blocks(fitting.pair.num_data, fitting.rows_at_once):
         index = torch.arange(rows.start, rows.stop)
-        start = fitting.state(index)
+        start: Any = fitting.state(index)
         fitting.advance(index, 0, steps // 2)
-        half = fitting.state(index)
+        half: Any = fitting.state(index)
         fitting.advance(index, steps // 2, steps)
         if not report:
             gains.append(torch.full((len(index),), torch.nan, dtype=torch.float64))
@@ -141,7 +142,7 @@ def _run(fitting: _Normal | _Adam, steps: int, seed: int, report: bool) -> Tenso
 
 def _compared(last: Tensor, fitting: _Normal | _Adam, index: Tensor, earlier: Any) -> tuple[Tensor, Tensor]:
     """ELBO gained since an earlier state, by common draws, and whether the later is clearly worse: it has averaged more noise away."""
-    now = fitting.state(index)
+    now: Any = fitting.state(index)
     fitting.put_back(index, earlier, torch.ones(len(index), dtype=torch.bool))
     difference = last - fitting.value(index)
     fitting.put_back(index, now, torch.ones(len(index), dtype=torch.bool))

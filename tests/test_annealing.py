@@ -21,7 +21,7 @@ from ground_truth import (
     tempered_posterior,
 )
 from pairs import Reshapes, normal, real
-from ppvae import annealing, hmc
+from ppvae import annealing, hmc, paths
 from ppvae.analysis.annealed_log_likelihood import annealed_log_likelihood
 from ppvae.analysis.bidirectional import bidirectional
 from ppvae.annealing import Settings
@@ -84,7 +84,7 @@ def hole_evidence(x):
 
 def walked(model, guide, x, start, settings, seed=0, blocks_at_once=None):
     """The path, what the run was frozen to, and the forward run."""
-    path = annealing.path(model, guide, x, start, seed)
+    path = paths.path(model, guide, x, start, seed)
     settings = settings.resolved(path.from_prior)
     frozen = annealing.tables(path, settings, seed + 1, blocks_at_once)
     return path, frozen, annealing.forward(path, frozen, settings, seed + 2, blocks_at_once)
@@ -174,7 +174,7 @@ def test_weights_are_unbiased_for_the_evidence_on_the_linear_scale(start, schedu
 
 def test_inverse_weights_of_the_reverse_run_are_unbiased_for_the_inverse_evidence():
     model, _, x = linear_gaussian(num_data=4, scale=1.5)
-    path = annealing.path(model, MeanField(model, 0.3, 1.3), x, "guide", 0)
+    path = paths.path(model, MeanField(model, 0.3, 1.3), x, "guide", 0)
     settings = Settings(3, 4000, 2, "linear")
     frozen = annealing.tables(path, settings, 1)
     run = annealing.reverse(path, frozen, settings, model.posterior(x).sample((4000,)), 2)
@@ -194,7 +194,7 @@ def test_from_the_posterior_itself_every_weight_is_the_evidence(direction):
 
 def test_one_temperature_is_importance_sampling_from_the_start():
     model, _, x = linear_gaussian()
-    path = annealing.path(model, MeanField(model, 0.2, 1.2), x, "guide", 0)
+    path = paths.path(model, MeanField(model, 0.2, 1.2), x, "guide", 0)
     settings = Settings(1, 8, 3, "linear")
     run = annealing.forward(path, annealing.tables(path, settings, 1), settings, 2)
     v = hmc.Noise(2, "forward", 0, rows=slice(0, 6)).normal(8, 2)
@@ -209,7 +209,7 @@ def test_the_estimate_is_the_log_of_the_mean_weight_and_the_single_chain_the_mea
     model, _, x = linear_gaussian()
     guide = MeanField(model, 0.2, 1.2)
     found = annealed_log_likelihood(model, x, guide=guide, num_temperatures=4, num_chains=6, seed=5, step_size=0.4)
-    path = annealing.path(model, guide, x, "guide", 5)
+    path = paths.path(model, guide, x, "guide", 5)
     settings = Settings(4, 6, 3, "linear", 0.4)
     log_w = annealing.forward(path, annealing.tables(path, settings, 0), settings, annealing.noise.derived_seed(5, "forward")).log_weights
     assert torch.allclose(found.pointwise, log_w.exp().mean(0).log(), rtol=0, atol=1e-9)
@@ -292,7 +292,7 @@ def test_data_whose_chains_do_not_converge_are_not_valid():
 
 def test_the_run_takes_the_step_sizes_that_the_pilot_left(monkeypatch):
     model, _, x = linear_gaussian()
-    path = annealing.path(model, MeanField(model), x, "guide", 0)
+    path = paths.path(model, MeanField(model), x, "guide", 0)
     settings = Settings(6, 4, 2, "linear")
     frozen = annealing.tables(path, settings, 1)
     taken, transition = [], hmc.transition
@@ -322,7 +322,7 @@ def test_the_evaluations_told_are_those_of_the_model(start):
     rows, x = [0], torch.zeros(5)
     model = counted(rows)
     settings = Settings(9, 4, 3, "linear")
-    path = annealing.path(model, None, x, start, 0)
+    path = paths.path(model, None, x, start, 0)
     rows[0] = 0
     frozen = annealing.tables(path, settings, 1)
     run = annealing.forward(path, frozen, settings, 2)
@@ -334,7 +334,7 @@ def test_the_evaluations_told_are_those_of_the_model(start):
 
 def test_a_given_step_size_means_no_pilot():
     model, _, x = linear_gaussian()
-    path = annealing.path(model, MeanField(model), x, "guide", 0)
+    path = paths.path(model, MeanField(model), x, "guide", 0)
     frozen = annealing.tables(path, Settings(4, 2, 1, "linear", 0.37), 1)
     assert frozen.num_evaluations == 0
     assert (frozen.step_sizes == 0.37).all()

@@ -32,12 +32,12 @@ def test_the_published_gaps_are_the_differences_of_the_published_levels(example,
     assert row["inference"] == pytest.approx(row["approximation"] + row["amortization"], abs=0.0051)
 
 
-def measured(example, amortization, approximation=0.0, log_px=-10.0, flow=1.0, units=5):
-    """One run on three images whose amortization gap is given, with ``flow`` nats between the two local families."""
+def measured(example, amortization, approximation=0.0, log_px=-10.0, richer=1.0, poorer=0.0, units=5):
+    """One run on three images whose amortization gap is given, and how far other local families lie above and below its own."""
     gap = torch.tensor(amortization, dtype=torch.float64)
     above = torch.full_like(gap, approximation)
     level = torch.full_like(gap, log_px)
-    refined = {"same": level - above, "mean_field": level - above, "flow": level - above + flow}
+    refined = {"same": level - above, "mean_field": level - above - poorer, "full_rank": level - above + richer}
     return example.Measured(level, level - above - gap, above, gap, above + gap, refined, units, "hand")
 
 
@@ -70,8 +70,8 @@ def test_the_warm_up_is_held_to_units_log_p_and_the_approximation_gap(example):
 
 
 def test_a_flow_guide_is_held_to_the_diagonal_one(example):
-    base = measured(example, [3.0, 3.0], approximation=2.0, flow=1.5)
-    flow = measured(example, [3.5, 3.5], approximation=0.5, flow=4.0)
+    base = measured(example, [3.0, 3.0], approximation=2.0, richer=1.5)
+    flow = measured(example, [3.5, 3.5], approximation=0.5, poorer=4.0)
     found = {("warm-up", "train"): base, ("flow-guide", "train"): flow}
     words = ("has a smaller approximation", "has a smaller inference", "loses more under")
     assert [verdict(example, found, word).difference for word in words] == [1.5, 1.0, 2.5]

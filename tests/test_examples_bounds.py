@@ -98,6 +98,7 @@ def test_the_examples_model_has_the_posterior_it_says():
     assert torch.allclose(covariance, 0.2 * torch.tensor([[1.0, 0.4], [0.4, 1.0]]), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", [0, 1, 2], ids=["r=0.25", "r=0.4", "r=0.7"])
 def test_a_quick_run_measures_the_exact_bias_and_variance(quick, i):
     """Within 5 standard errors where K <= 100; beyond, 512 repeats of such weights do not know their own error."""
@@ -121,8 +122,22 @@ def test_on_a_pair_whose_gaps_are_known_the_bounds_are_off_by_them(monkeypatch):
         assert abs(found.gap["encoder"][j] - exact[j]) < 5 * found.gap_se["encoder"][j]
     one = found.gap["refined, full rank"][0]
     assert abs(one - (1.44 - 1 - math.log(1.44))) < 5 * found.gap_se["refined, full rank"][0] + 0.005  # 0.005: left by the refinement
-    assert found.within == {"encoder": 1.0, "refined, full rank": 1.0} and found.mended_within == 1.0
-    assert abs(found.mended) < 5 * found.mended_se + 0.005
+    assert (
+        found.within == {"encoder": 1.0, "refined, full rank": 1.0} and found.held_within == 1.0 and found.wrong == found.wrong_trusted == 0
+    )
+    assert abs(found.held) < 5 * found.held_se + 0.005
+
+
+def test_answers_that_are_off_are_counted_and_those_of_them_that_are_trusted(monkeypatch):
+    """0, 0.05, 0.3, 0.7, 5 and -2 nats too low: two within 0.1, three beyond 0.5, of which one is trusted; mean 4.05 / 6."""
+    model, x, _ = correlated_posterior(0.25, num_data=6)
+    low = torch.tensor([0.0, 0.05, 0.3, 0.7, 5.0, -2.0])
+    told = SimpleNamespace(pointwise=model.log_evidence(x) - low, trusted=torch.tensor([True, True, False, False, True, False]))
+    monkeypatch.setattr(bounds, "pair", lambda folder, quick: ("known", model, MeanField(model), SimpleNamespace(x=x)))
+    monkeypatch.setattr(bounds.analysis, "log_likelihood", lambda *args, **options: told)
+    found = bounds.on_trained(Path(), 6, quick=True)
+    assert (found.wrong, found.wrong_trusted) == (3, 1) and found.held_within == pytest.approx(2 / 6)
+    assert found.held == pytest.approx(4.05 / 6, abs=1e-9)
 
 
 # ELBO surgery.
@@ -174,6 +189,7 @@ def test_the_parts_of_the_linear_gaussian_are_its_closed_forms():
     assert abs(found.minibatch[1500] - found.exact_information) < 5 * found.information_se + left
 
 
+@pytest.mark.slow
 def test_a_quick_surgery_agrees_with_quadrature_and_minibatches_lie_below(quick):
     pairs = quick(elbo_surgery, "elbo-surgery")["pairs"]
     plane = next(found for found in pairs if found["how"] == "quadrature")
@@ -241,6 +257,7 @@ def test_the_source_has_exactly_its_spectrum():
     assert torch.allclose(found, torch.tensor(rate_distortion.SPECTRUM), atol=1e-12) and x.mean(0).abs().max() < 1e-12
 
 
+@pytest.mark.slow
 def test_a_quick_training_comes_to_the_curve_from_above(quick):
     """Above by at most 0.05 nats after a short training, below by no more than 5 standard errors."""
     record = quick(rate_distortion, "rate-distortion")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ppvae.errors import FamilyError
-from ppvae.families import CouplingFlow, DiagonalNormal, FullRankMixture, FullRankNormal, LowRankNormal, MixtureNormal, Whitened
+from ppvae.families import DiagonalNormal, FullRankMixture, FullRankNormal, LowRankNormal
+from ppvae.whitened import CouplingFlow, MixtureNormal, Whitened
 
 IN_THE_PLANE = {
     "diagonal": DiagonalNormal(2),

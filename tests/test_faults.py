@@ -15,8 +15,8 @@ from ppvae import analysis, importance, natural, refinement
 from ppvae.errors import ArgumentError, FamilyError, ProgramError, ShapeError
 from ppvae.evaluation import evaluate
 from ppvae.families import FullRankNormal
-from ppvae.freed import start_of
 from ppvae.pair import Pair
+from ppvae.starts import start_of
 from ppvae.stream import log_weights
 
 

@@ -33,18 +33,8 @@ SOURCES = {
 RUNNING = {"programs", "pair", "stream", "batches", "modules", "support", "noise"}  # running programs, alone, in pairs, in blocks
 STEPS = {"importance", "simulate", "check", "objectives", "capture"}
 RECORDS = {"data", "build", "factory", "state", "checkpoint", "run", "progress"}
-LATENTS = {
-    "coordinates",
-    "families",
-    "natural",
-    "local",
-    "freed",
-    "refinement",
-    "annealing",
-    "hmc",
-    "enumeration",
-    "quadrature",
-}  # what is done in z
+POSTERIORS = {"coordinates", "families", "whitened", "natural", "local", "posteriors", "starts"}  # what a local posterior is made of
+LATENTS = POSTERIORS | {"refinement", "paths", "annealing", "hmc", "enumeration", "quadrature"}  # what is done with latents
 TRAINING = {"diagnose", "evaluation", "training", "resume", "header"}  # the parts of fit.py that have a file of their own
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -67,11 +57,14 @@ ALLOWED: dict[str, set[str]] = {
     "enumeration": RUNNING,
     "quadrature": RUNNING | {"coordinates", "enumeration"},
     "natural": set(),
+    "whitened": {"families", "build"},
     "local": RUNNING | {"coordinates", "families"},
-    "freed": RUNNING | {"coordinates", "families", "local"},
-    "refinement": RUNNING | {"coordinates", "families", "natural", "local", "freed"},
+    "posteriors": RUNNING | {"coordinates", "families", "whitened", "local"},
+    "starts": RUNNING | {"coordinates", "families", "whitened", "local", "posteriors"},
+    "refinement": RUNNING | POSTERIORS,
     "hmc": {"noise"},
-    "annealing": RUNNING | {"coordinates", "families", "natural", "local", "freed", "refinement", "importance", "hmc"},
+    "paths": RUNNING | POSTERIORS | {"refinement", "hmc"},
+    "annealing": RUNNING | POSTERIORS | {"paths", "importance", "hmc"},
     "evaluation": RUNNING,
     "leaves": RUNNING,
     "state": RUNNING,

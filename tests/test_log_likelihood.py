@@ -9,11 +9,11 @@ import torch
 
 from ground_truth import MeanField, correlated_posterior, exact_posterior_of, linear_gaussian
 from pairs import mixture, unknown_mean
-from ppvae import analysis
+from ppvae import analysis, guides
 from ppvae.analysis.proposals import Proposal
 from ppvae.analysis.verdict import Court, exceeds, trusted
 from ppvae.analysis.weighed import Weighed, weighed
-from ppvae.errors import ArgumentError, FamilyError
+from ppvae.errors import ArgumentError, FamilyError, RelaxedMeasureWarning
 from ppvae.pair import Pair
 
 SCALE = 0.15
@@ -230,6 +230,35 @@ def test_both_proposals_are_conditional_on_one_draw_of_a_global_site():
 def test_a_model_with_global_latents_alone_is_measured():
     found = analysis.log_likelihood(*unknown_mean(), torch.randn(10, 1), num_particles=3)
     assert found.trusted.all()
+
+
+def test_an_answer_to_a_tolerance_says_that_its_measure_is_relaxed():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z, validate_args=False).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 0.9).to_event(1))
+
+    with pytest.warns(RelaxedMeasureWarning):
+        found = analysis.log_likelihood(model, guide, torch.rand(5, 2), tolerance=0.05)
+    assert found.source.measure.startswith("relaxed")
+
+
+def test_a_refined_guide_is_prepared_once_and_held_against_another_fit():
+    model, x, _ = correlated_posterior(0.8, num_data=80)
+    fits = []
+
+    class Counted(guides.Refined):
+        def prepared(self, model, x):
+            fits.append(len(x))
+            return super().prepared(model, x)
+
+    found = analysis.log_likelihood(model, Counted(MeanField(model, offset=1.0), steps=10), x, num_particles=200)
+    assert set(fits) == {80}  # never again for some rows alone
+    assert ((found.pointwise - model.log_evidence(x)).abs() < 5 * found.pointwise_se + 1e-3).double().mean() > 0.98
 
 
 @pytest.mark.parametrize(
