@@ -23,7 +23,7 @@ from ppvae.starts import start_of
 NAMES = ("guide", "refined", "defensive")
 SECOND_PARTICLES, PRIOR_PARTICLES = 500, 2000
 NUM_DRAWS = 32
-FEW_DIMENSIONS, NUM_PRIOR_DRAWS, NUM_DRAWS_IN_FEW = 5, 128, 8
+FEW_DIMENSIONS, NUM_PRIOR_DRAWS, NUM_DRAWS_IN_FEW = 5, 512, 8
 
 
 @dataclass
@@ -80,7 +80,7 @@ def refined_proposal(model: Program, guide: Program, x: Batch, seed: int) -> Pro
 def _from_two_starts(pair: Pair, x: Batch, seed: int) -> Proposal:
     own = normals_of(pair.model, pair.guide, x, seed)
     elsewhere = normals_at(own, _best_prior_draws(pair, own, x, seed), "the prior's best draw")
-    parts, evaluations = [], 2 * NUM_PRIOR_DRAWS  # a draw from the prior runs the whole model too
+    parts, evaluations = [], NUM_PRIOR_DRAWS
     for number, start in enumerate((pair.guide, elsewhere)):
         fit_seed = noise.derived_seed(seed, "start", number)
         found = fit(
@@ -100,15 +100,11 @@ def _from_two_starts(pair: Pair, x: Batch, seed: int) -> Proposal:
 
 def _best_prior_draws(pair: Pair, normals: Normals, x: Batch, seed: int) -> Tensor:
     """Of draws from the prior the one that explains each datum best, (N, D)."""
-    prior = Pair(pair.model, prior_of(pair.model), x, seed)
-    prior.globals.update(pair.globals)
     found = []
     for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
-        some = take(x, rows)
         with noise.seeded(seed, "prior starts", rows.start, device=pair.device), measuring(pair.model):
-            values, log_q = prior.draw(some, rows, NUM_PRIOR_DRAWS)
-            log_likelihood: Tensor = sum(prior.score(some, values).values()) - sum(log_q.values())  # type: ignore[assignment]
-            u = normals.coordinates.pack({name: values[name] for name in prior.latents})
+            values, log_likelihood = pair.drawn_from_prior(take(x, rows), NUM_PRIOR_DRAWS)
+            u = normals.coordinates.pack(values)
         best = log_likelihood.nan_to_num(-torch.inf).argmax(0)
         found.append(u[best, torch.arange(u.shape[1], device=u.device)])
     return torch.cat(found)

@@ -287,7 +287,9 @@ def figure(points: Sequence[Point]) -> Figure:
             deviation.errorbar(at, [v for v, _ in values], bars, color=color, marker=marker, linestyle="", elinewidth=0.8, label=name)
         deviation.axhline(0, color=plots.GREY, linewidth=0.6)
         deviation.set_ylabel("deviation (nats)")
-        deviation.legend(loc="best")
+        low, high = deviation.get_ylim()
+        deviation.set_ylim(low, high + 0.35 * (high - low))  # room for the legend
+        deviation.legend(loc="upper right")
         levels = [0.06, *sorted(SPECTRUM), 15.0]
         counts = [sum(value > level * 1.0001 for value in SPECTRUM) for level in levels]
         units.step(levels, counts, where="post", color=plots.BLACK, label="eigenvalues above β s²")
