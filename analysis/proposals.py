@@ -23,7 +23,8 @@ from ppvae.starts import start_of
 NAMES = ("guide", "refined", "defensive")
 SECOND_PARTICLES, PRIOR_PARTICLES = 500, 2000
 NUM_DRAWS = 32
-FEW_DIMENSIONS, NUM_PRIOR_DRAWS, NUM_DRAWS_IN_FEW = 5, 512, 8
+FEW_DIMENSIONS, NUM_DRAWS_IN_FEW = 5, 8
+NUM_SCATTERED, FAR = 150, 2.5  # points to start from, and how much further half of them lie
 
 
 @dataclass
@@ -63,8 +64,8 @@ def proposal_of(given: Program | str, model: Program, guide: Program, x: Batch, 
 def refined_proposal(model: Program, guide: Program, x: Batch, seed: int) -> Proposal:
     """The richest Normal that pays, fitted to each datum from the guide's and slightly widened.
 
-    In few dimensions, where draws of the prior find modes that the guide has missed, the mixture of two Normals: the other is fitted
-    from the best of them.
+    In few dimensions, where points scattered over the prior find modes that the guide has missed, the mixture of two Normals: the other
+    is fitted from the best of them.
     """
     pair = Pair(model, guide, x, seed)
     dim = Coordinates(pair, x, seed).dim
@@ -79,8 +80,8 @@ def refined_proposal(model: Program, guide: Program, x: Batch, seed: int) -> Pro
 
 def _from_two_starts(pair: Pair, x: Batch, seed: int) -> Proposal:
     own = normals_of(pair.model, pair.guide, x, seed)
-    elsewhere = normals_at(own, _best_prior_draws(pair, own, x, seed), "the prior's best draw")
-    parts, evaluations = [], NUM_PRIOR_DRAWS
+    elsewhere = normals_at(own, _best_scattered(pair, own, x, seed), "the best of scattered points")
+    parts, evaluations = [], 3 * NUM_SCATTERED  # drawing from the prior runs the whole model, too
     for number, start in enumerate((pair.guide, elsewhere)):
         fit_seed = noise.derived_seed(seed, "start", number)
         found = fit(
@@ -98,15 +99,21 @@ def _from_two_starts(pair: Pair, x: Batch, seed: int) -> Proposal:
     return Proposal(mixture(parts, (0.5, 0.5), name), name, evaluations)
 
 
-def _best_prior_draws(pair: Pair, normals: Normals, x: Batch, seed: int) -> Tensor:
-    """Of draws from the prior the one that explains each datum best, (N, D)."""
+def _best_scattered(pair: Pair, normals: Normals, x: Batch, seed: int) -> Tensor:
+    """Of draws from the prior, and of as many scattered twice as far, the one of greatest density with each datum, (N, D).
+
+    Data unlike the training data may have their posterior where the prior has next to no mass.
+    """
     found = []
     for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
-        with noise.seeded(seed, "prior starts", rows.start, device=pair.device), measuring(pair.model):
-            values, log_likelihood = pair.drawn_from_prior(take(x, rows), NUM_PRIOR_DRAWS)
-            u = normals.coordinates.pack(values)
-        best = log_likelihood.nan_to_num(-torch.inf).argmax(0)
-        found.append(u[best, torch.arange(u.shape[1], device=u.device)])
+        some = take(x, rows)
+        with noise.seeded(seed, "scattered", rows.start, device=pair.device), measuring(pair.model):
+            u = normals.coordinates.pack(pair.drawn_from_prior(some, NUM_SCATTERED))
+            far = u.mean(0) + FAR * (u - u.mean(0))
+            density = torch.cat([normals.coordinates.log_density(some, part) for part in (u, far)])
+            points = torch.cat([u, far])
+        best = density.nan_to_num(-torch.inf).argmax(0)
+        found.append(points[best, torch.arange(u.shape[1], device=u.device)])
     return torch.cat(found)
 
 

@@ -248,16 +248,10 @@ class Pair:
             name: self.datum_first(self._outward(sites[name]["value"], num_draws, self.event_dims[name]), name) for name in self.latents
         }
 
-    def drawn_from_prior(self, x: Batch, num_particles: int) -> tuple[dict[str, Tensor], Tensor]:
-        """K draws per datum from the model's prior and log p(x | z), by one run of the model; global sites stay where they are.
-
-        Returns:
-            The latents, (K, [plates], n, *event), and (K, n).
-        """
+    def drawn_from_prior(self, x: Batch, num_particles: int) -> dict[str, Tensor]:
+        """K draws per datum of the latents from the model's prior, (K, [plates], n, *event); global sites stay where they are."""
         sites = sample_sites(self._run(self.model, x, {}, num_particles))
-        values = {name: self._outward(sites[name]["value"], num_particles, self.event_dims[name]) for name in self.latents}
-        terms = [self._per_datum(log_prob(site), num_particles) for name, site in sites.items() if name in self.observed]
-        return values, sum(terms[1:], terms[0])
+        return {name: self._outward(sites[name]["value"], num_particles, self.event_dims[name]) for name in self.latents}
 
     def datum_first(self, value: Tensor, name: str) -> Tensor:
         """(K, [plates], n, *event) -> (K, n, *plates, *event), plates of size 1 left out."""

@@ -124,6 +124,20 @@ def test_a_fall_is_paired_by_image(example):
     assert (fall.widened, fall.widened_se) == (pytest.approx(2.5), pytest.approx(1 / math.sqrt(3)))
 
 
+@pytest.mark.parametrize(("missed", "seen"), [([1.0, 2.0, 3.0], "seen"), ([0.8, 1.0, 1.2], "not seen")], ids=["far", "near"])
+def test_a_lag_holds_test_images_against_other_training_images(example, missed, seen):
+    """Training images miss 0, 0.5 and 1.0 at the end: 0.5 with error 0.289. Test images 2 with error 0.577, or 1 with error 0.115:
+    1.5 is above twice 0.645, and 0.5 is not above twice 0.311."""
+    course = {
+        split: stages(example, [[0.0] * 3, [-m for m in ms]], [[0.0] * 3] * 2)
+        for split, ms in zip(("test", "train"), (missed, [0.0, 0.5, 1.0]), strict=True)
+    }
+    lag = example.lags({(way, split): course[split] for way in ("together", "frozen") for split in course})[1]
+    assert (lag.way, lag.epochs, lag.seen) == ("frozen", 20, seen)
+    assert (lag.test, lag.train) == (pytest.approx(sum(missed) / 3), pytest.approx(0.5))
+    assert lag.train_se == pytest.approx(0.5 / math.sqrt(3))
+
+
 @pytest.mark.slow
 def test_all_of_the_first_experiment_is_log_p_of_the_same_images(example, quick):
     """Quadrature over the two latents: the reference within 0.05 nats of each image, every other mean within six of its own errors."""
@@ -154,12 +168,15 @@ def test_evaluations_are_those_of_pilot_refinement_and_chains(example, quick):
 @pytest.mark.slow
 def test_the_last_stage_is_log_p_of_the_trained_decoder_and_the_bound_of_its_encoder(example, quick):
     """Together: quadrature on the run as it ended. Annealing within 0.05 nats, from the prior (T = 20) within 0.3; the same draws again
-    for the bound."""
+    for that and for the bound."""
     p, run = example.QUICK, ppvae.load(quick / "together")
     x = ppvae.data.load("digits", binarize="threshold").test[: p.compared]
     truth = exact(quick / "together", x).mean().item()
     stage = json.loads((quick / "overfitted.json").read_text())["stages"]["together, test"][str(p.epochs[-1])]
     assert stage["annealed"] == pytest.approx(truth, abs=0.05)
+    how = {"num_temperatures": p.checked, "num_chains": p.chains, "num_leapfrog": p.leapfrog, "seed": p.seed}
+    checked = analysis.annealed_log_likelihood(run.model, x, start="prior", **how)
+    assert stage["checked"] == pytest.approx(checked.mean.value, abs=1e-3)
     assert stage["checked"] == pytest.approx(truth, abs=0.3)
     bound = analysis.log_likelihood(run.model, run.guide, x, num_particles=p.bound, second=None, seed=p.seed)
     assert stage["bound"] == pytest.approx(bound.mean.value, abs=1e-3)

@@ -269,6 +269,14 @@ def test_one_natural_step_by_hand():
     assert (m.item(), scale_tril.item()) == pytest.approx((0.0, 1.7))
 
 
+def test_one_natural_step_of_a_diagonal_by_hand():
+    """The same numbers by the diagonal's own update: L <- 2 (1 - 0.1 x 1.5) = 1.7."""
+    e = torch.tensor([1.0, -1.0])[:, None, None]
+    m, scale = torch.zeros(1, 1), torch.full((1, 1), 2.0)
+    m, scale = natural.step(m, scale, torch.ones(1, 1), e, -natural.placed(m, scale, e), 0.1)
+    assert (m.item(), scale.item()) == pytest.approx((0.0, 1.7))
+
+
 def test_a_spoiled_second_half_is_taken_back():
     """Steps that end far away: the state half way is kept for every datum, and the gain is told as none."""
     correlated, x, _ = correlated_posterior(0.5, num_data=5)

@@ -9,8 +9,9 @@ import torch
 
 from ground_truth import MeanField, correlated_posterior, exact_posterior_of, linear_gaussian
 from pairs import mixture, unknown_mean
-from ppvae import analysis, guides
-from ppvae.analysis.proposals import Proposal
+from ppvae import analysis, guides, noise
+from ppvae.analysis import tolerance
+from ppvae.analysis.proposals import Proposal, refined_proposal
 from ppvae.analysis.verdict import Court, exceeds, trusted
 from ppvae.analysis.weighed import Weighed, weighed
 from ppvae.errors import ArgumentError, FamilyError, RelaxedMeasureWarning
@@ -137,10 +138,6 @@ def test_the_pilots_draws_are_not_the_answers():
     model, x, _ = correlated_posterior(0.8)
     guide = MeanField(model, offset=1.0)
     first = analysis.log_likelihood(model, guide, x, tolerance=0.05)
-    from ppvae import noise
-    from ppvae.analysis import tolerance
-    from ppvae.analysis.proposals import refined_proposal
-
     proposal = refined_proposal(model, guide, x, 0)
     pilot = weighed(Pair(model, proposal.program, x, 0), x, tolerance.PILOT_PARTICLES, noise.derived_seed(0, "pilot"))
     correlation = torch.corrcoef(torch.stack([first.pointwise - model.log_evidence(x), pilot.pointwise - model.log_evidence(x)]))[0, 1]
@@ -208,7 +205,8 @@ def test_discrete_latents_are_held_against_the_prior():
         analysis.log_likelihood(model, guide, x, proposal="refined")
 
 
-def test_both_proposals_are_conditional_on_one_draw_of_a_global_site():
+@pytest.mark.parametrize("proposal", ["guide", "refined"])
+def test_both_proposals_are_conditional_on_one_draw_of_a_global_site(proposal):
     """x ~ N(z, 1), z ~ N(mu, 1): given mu the evidence is N(mu, 2); two draws of mu would disagree."""
 
     def model(x):
@@ -222,7 +220,7 @@ def test_both_proposals_are_conditional_on_one_draw_of_a_global_site():
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
 
-    found = analysis.log_likelihood(model, guide, torch.randn(20, 1), num_particles=4000)
+    found = analysis.log_likelihood(model, guide, torch.randn(20, 1), num_particles=4000, proposal=proposal)
     assert found.source.conditioned_on == ("mu",)
     assert ((found.pointwise - found.verdict.bound).abs() < 5 * (found.pointwise_se + found.verdict.bound_se) + 0.02).all()
 
