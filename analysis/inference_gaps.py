@@ -121,10 +121,7 @@ def inference_gaps(
     how: dict[str, Any] = {"steps": steps, "num_draws": num_draws, "num_particles": 1, "seed": seed}
     found = {name: refine(model, guide, x, family=name, **how) for name in dict.fromkeys(families)}
     first = found[families[0]]
-    bounds = {
-        name: _paired_bounds(model, guide, result.guide, batch, num_particles, noise.derived_seed(seed, "gaps"))
-        for name, result in found.items()
-    }
+    bounds = {name: _paired_bounds(model, guide, result.guide, batch, num_particles, seed) for name, result in found.items()}
     elbo, elbo_se, optimal, optimal_se, difference, difference_se = bounds[families[0]]
     px = reference_of(model, guide, x, reference, num_reference, seed)
     return InferenceGaps(
@@ -146,8 +143,9 @@ def inference_gaps(
 
 
 def _paired_bounds(model: Program, guide: Program, local: Program, x: Batch, num_particles: int, seed: int) -> tuple[Tensor, ...]:
-    """L[q], L[q*] and L[q*] - L[q] with their errors, block by block from the same seeds."""
+    """L[q], L[q*] and L[q*] - L[q] with their errors, block by block from the same seeds, at the same draw of global sites."""
     pairs = Pair(model, guide, x, seed), Pair(model, local, x, seed)
+    seed = noise.derived_seed(seed, "gaps")
     found = [torch.full((pairs[0].num_data,), torch.nan, dtype=torch.float64) for _ in range(6)]
     sums: list[Streamed] = []
     for one, other in zip(*(stream(p, x, num_particles=num_particles, seed=seed) for p in pairs), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ppvae.analysis.estimate import Estimate, Provenance, as_lists, batch_of, label, mean_of, provenance
-from ppvae.analysis.proposals import proposal_of
+from ppvae.analysis.proposals import Proposal, proposal_of
 from ppvae.analysis.tolerance import to_tolerance
-from ppvae.analysis.verdict import Court, Verdict, trusted
+from ppvae.analysis.verdict import Court, Verdict, looks_sound, trusted
 from ppvae.analysis.weighed import Weighed, weighed
 from ppvae.batches import Batch
 from ppvae.data import Data
-from ppvae.errors import ArgumentError, check_count
+from ppvae.errors import ArgumentError, DivergedError, UnreliableWarning, check_count
 from ppvae.importance import check_weights, k_hat_threshold
 from ppvae.modules import Program
 from ppvae.pair import Pair
@@ -64,8 +65,9 @@ class LogLikelihood:
         return k_hat_threshold(int(self.num_particles.max()))
 
     def __str__(self) -> str:
-        k_hat = f"k-hat above {self.threshold:.2f} at {100 * (~(self.k_hat <= self.threshold)).double().mean():.1f} %"
-        if self.k_hat.isnan().all():
+        there = self.k_hat[~self.k_hat.isnan()]
+        k_hat = f"k-hat above {self.threshold:.2f} at {100 * (there > self.threshold).double().mean():.1f} %"
+        if not len(there):
             k_hat = "no k-hat below 25 particles"
         weights = "" if self.weights == "plain" else f"{self.weights} weights; "
         return (
@@ -77,7 +79,7 @@ class LogLikelihood:
         if self.verdict is None:
             return "not held against a second proposal: do not trust it"
         share = 100 * self.trusted.double().mean()
-        mended = int(self.verdict.repaired.sum())
+        mended = int((self.verdict.repaired & ~self.verdict.unresolved).sum())
         return f"trusted at {share:.1f} %, held against: {self.verdict.proposal}" + (f", {mended} repaired" if mended else "")
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,19 +131,20 @@ def log_likelihood(
     """
     check_count("num_particles", num_particles)
     check_weights(weights)
-    if tolerance is not None and not tolerance > 0:
+    if tolerance is not None and not (isinstance(tolerance, int | float) and not isinstance(tolerance, bool) and tolerance > 0):
         raise ArgumentError(f"tolerance is a number of nats above 0, got {tolerance!r}")
     if tolerance is not None and proposal != "guide":
         raise ArgumentError(
             f"a tolerance chooses the proposal of each datum itself, got proposal={proposal!r}", mend="leave one of them out"
         )
     batch = batch_of(x, model, guide)
+    guide = Pair(model, guide, batch, seed).guide if hasattr(guide, "prepared") else guide  # once for all that follows
     sound, used = None, {}
     if tolerance is None:
         chosen = proposal_of(proposal, model, guide, batch, seed)
         pair = Pair(model, chosen.program, batch, seed)
         first = weighed(pair, batch, num_particles, seed, weights)
-        evaluations = first.num_particles + chosen.num_evaluations
+        evaluations = first.num_particles * int(getattr(pair.guide, "evaluations_per_draw", 1)) + chosen.num_evaluations
     else:
         answer = to_tolerance(model, guide, batch, tolerance, weights, seed)
         chosen, first, sound, evaluations = answer.proposal, answer.found, answer.sound, answer.num_evaluations
@@ -150,14 +153,15 @@ def log_likelihood(
     if second is not None:
         own = chosen.program is guide
         against = ("refined or prior" if own else "guide") if second == "auto" else second
-        court = Court(model, batch, proposal_of(against, model, guide, batch, seed), seed)
-        verdict = _held(court, first, pair.guide, weights, repair=not own)
+        verdict, cost = _held(model, batch, first, pair, proposal_of(against, model, guide, batch, seed), weights, not own, seed)
+        evaluations = evaluations + cost
+    if verdict is not None:
         used["repaired"] = verdict.repaired
-        evaluations = evaluations + court.num_evaluations
+        sound = sound if sound is None else torch.where(verdict.repaired, looks_sound(first), sound)
     return LogLikelihood(
         **vars(first),
         trusted=trusted(first, verdict, sound),
-        num_evaluations=evaluations,
+        num_evaluations=evaluations + sum(int(getattr(p, "num_evaluations", 0)) for p in {id(p): p for p in (guide, pair.guide)}.values()),
         used=_used(chosen.name, pair.num_data, used),
         verdict=verdict,
         proposal=chosen.name,
@@ -175,14 +179,21 @@ def _used(name: str, n: int, others: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: left} | {other: rows for other, rows in found.items() if rows.any()}
 
 
-def _held(court: Court, first: Weighed, proposal: Program, weights: str, repair: bool) -> Verdict:
-    """Judge, and mend in place."""
-    disagrees = court.judge(first)
+def _held(
+    model: Program, x: Batch, first: Weighed, pair: Pair, second: Proposal, weights: str, repair: bool, seed: int
+) -> tuple[Verdict | None, Tensor]:
+    """Hold an estimate against a second proposal and mend it in place: the verdict and its cost, (N,). None where the second diverges."""
+    try:
+        court = Court(model, x, second, seed, pair.globals)
+        disagrees = court.judge(first)
+    except DivergedError as error:
+        warnings.warn(f"not held against {second.name}, which diverges: {error.problem}", UnreliableWarning, stacklevel=3)
+        return None, torch.zeros_like(first.num_particles)
     repaired = torch.zeros_like(disagrees)
     rows = disagrees.nonzero()[:, 0]
     if repair and len(rows):
-        repaired[rows] = court.mend(rows, proposal, first, weights)
-    return court.verdict(first, disagrees, repaired)
+        repaired[rows] = court.mend(rows, pair.guide, first, weights)
+    return court.verdict(first, disagrees, repaired), court.num_evaluations
 
 
 def _range(counts: Tensor) -> str:

@@ -21,7 +21,7 @@ from ppvae.refinement import LARGEST_FULL_RANK, PROPOSAL_STEPS, fit, widest_norm
 from ppvae.starts import start_of
 
 NAMES = ("guide", "refined", "defensive")
-SECOND_PARTICLES, PRIOR_PARTICLES = 500, 2000
+SECOND_PARTICLES, PRIOR_PARTICLES = 400, 2000
 NUM_DRAWS = 32
 FEW_DIMENSIONS, NUM_DRAWS_IN_FEW = 5, 8
 NUM_SCATTERED, FAR = 150, 2.5  # points to start from, and how much further half of them lie
@@ -35,6 +35,7 @@ class Proposal:
     name: str
     num_evaluations: int = 0
     particles: int = SECOND_PARTICLES  # as a second proposal
+    evaluations_per_draw: int = 1  # a draw from the prior runs the whole model, too
 
 
 def proposal_of(given: Program | str, model: Program, guide: Program, x: Batch, seed: int) -> Proposal:
@@ -52,7 +53,7 @@ def proposal_of(given: Program | str, model: Program, guide: Program, x: Batch, 
         try:
             return refined_proposal(model, guide, x, seed)
         except FamilyError:  # a discrete latent, a mask: nothing to refine
-            return Proposal(prior_of(model), "prior", num_evaluations=PRIOR_PARTICLES, particles=PRIOR_PARTICLES)
+            return Proposal(prior_of(model), "prior", particles=PRIOR_PARTICLES, evaluations_per_draw=2)
     if given not in NAMES:
         raise ArgumentError(f"proposal is one of {', '.join(NAMES)} or a program for these data, got {given!r}")
     if given == "guide":
@@ -112,7 +113,7 @@ def _best_scattered(pair: Pair, normals: Normals, x: Batch, seed: int) -> Tensor
             far = u.mean(0) + FAR * (u - u.mean(0))
             density = torch.cat([normals.coordinates.log_density(some, part) for part in (u, far)])
             points = torch.cat([u, far])
-        best = density.nan_to_num(-torch.inf).argmax(0)
+        best = density.where(density.isfinite(), -torch.inf).argmax(0)  # +inf is no mode: a latent that underflowed to 0
         found.append(points[best, torch.arange(u.shape[1], device=u.device)])
     return torch.cat(found)
 
@@ -190,6 +191,7 @@ def unexplained_draws(
         num_draws: Per datum.
         seed: Rules the draws.
     """
+    layout = Coordinates(pair, x, seed)  # of the pair that draws, which may lay its values out otherwise
     found = []
     for part in noise.blocks(len(rows), noise.BLOCK_ROWS):
         some = rows[part]
@@ -197,7 +199,7 @@ def unexplained_draws(
         with noise.seeded(seed, "unexplained", int(some[0]), device=pair.device), measuring(pair.model, pair.guide):
             values, log_q = pair.draw(x_some, some, num_draws)
             log_joint = sum(pair.score(x_some, values).values())
-            u = normals.coordinates.pack({name: values[name] for name in pair.latents})
+            u = layout.pack({name: values[name] for name in pair.latents})
             log_det = normals.coordinates.unpack(u)[1].double()
         explained = explained_by.family.distribution(explained_by.table[part]).log_prob(u).double() - log_det
         share = log_px[part].to(u.device) + explained - log_joint  # log of p(x) r(z) / p(x, z)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppvae import noise
 from ppvae.analysis.annealed_log_likelihood import annealed_log_likelihood
 from ppvae.analysis.exact_log_likelihood import exact_log_likelihood
 from ppvae.analysis.log_likelihood import LogLikelihood, log_likelihood
@@ -38,8 +37,10 @@ def check_reference(reference: str) -> None:
 
 
 def reference_of(model: Program, guide: Program, x: Data | Batch, reference: str, num_particles: int, seed: int) -> Reference:
-    """log p(x) of each datum by the named reference; "auto" is the closed form where there is one, else weights to a tolerance."""
-    seed = noise.derived_seed(seed, "px")
+    """log p(x) of each datum by the named reference; "auto" is the closed form where there is one, else weights to a tolerance.
+
+    The seed is that of the gaps, so that all of them are conditional on one draw of global sites.
+    """
     if reference == "auto":
         reference = "exact" if hasattr(model, "log_evidence") else "tolerance"
     if reference == "exact":

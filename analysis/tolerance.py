@@ -17,15 +17,16 @@ from ppvae import annealing, noise, paths
 from ppvae.analysis.proposals import Proposal, normals_of, refined_proposal
 from ppvae.analysis.weighed import Weighed, weighed, weighed_by_rows
 from ppvae.batches import Batch, take
+from ppvae.coordinates import Coordinates
 from ppvae.importance import MIN_PARTICLES, effective_sample_size, log_mean_exp, standard_error
 from ppvae.modules import Program
 from ppvae.pair import Pair
 
-PILOT_PARTICLES = 256
+PILOT_PARTICLES = 192
 LARGEST_K_HAT = 0.7  # the threshold for few particles is stricter; here a wrong "sound" costs little, since the error is looked at too
 STEP = 128  # particles are rounded up to its multiples, so that data with nearly equal needs run together
 LEAPFROG = 3
-ESCALATIONS, LOOSE = 3, 2.0  # a datum whose error is above twice the tolerance is annealed again, afresh and four times finer
+LEVELS, LOOSE = 3, 2.0  # a datum whose error stays above twice the tolerance is annealed four times finer
 STEP_SIZE = {"few": 0.35, "many": 0.45}  # from a refined start they need no pilot: below and above some 10 dimensions
 
 
@@ -47,7 +48,7 @@ def to_tolerance(model: Program, guide: Program, x: Batch, tolerance: float, wei
     pair = Pair(model, proposal.program, x, seed)
     pilot = weighed(pair, x, PILOT_PARTICLES, noise.derived_seed(seed, "pilot"))
     needed = (PILOT_PARTICLES * (pilot.pointwise_se / tolerance).square()).clamp(min=1)
-    settings = annealing_settings(tolerance, proposal)
+    settings = annealing_settings(tolerance, Coordinates(pair, x, seed).dim)
     heavy = (pilot.k_hat > LARGEST_K_HAT) | ((pilot.ess < MIN_PARTICLES) & (pilot.k_hat > -torch.inf))
     annealed = heavy | (needed > _cost(settings))
     found = Weighed.empty(pair.num_data)
@@ -56,26 +57,56 @@ def to_tolerance(model: Program, guide: Program, x: Batch, tolerance: float, wei
     for count in counts[~annealed].unique().tolist():
         rows = ((counts == count) & ~annealed).nonzero()[:, 0]
         answer_seed = noise.derived_seed(seed, "answer", count)
-        found.put(rows, weighed_by_rows(model, proposal.program, x, rows, count, answer_seed, seed, weights))
+        found.put(rows, weighed_by_rows(pair, proposal.program, x, rows, count, answer_seed, seed, weights))
         evaluations[rows] += count
-    sound = found.k_hat < LARGEST_K_HAT
+    # A pilot that was lucky with its error, or a tail that only the answer's draws have seen
+    annealed = annealed | ~((found.k_hat <= LARGEST_K_HAT) & (found.pointwise_se <= LOOSE * tolerance))
+    sound = ~annealed
     rows = annealed.nonzero()[:, 0]
-    for finer in range(ESCALATIONS):
-        if not len(rows):
-            break
-        run = replace(settings, num_temperatures=settings.num_temperatures << finer, num_chains=settings.num_chains << finer)
-        found.put(rows, annealed_rows(model, proposal.program, x, rows, run, noise.derived_seed(seed, "annealed", finer), seed))
-        evaluations[rows] += _cost(run)
-        sound[rows] = found.pointwise_se[rows] < LOOSE * tolerance
-        rows = rows[~sound[rows]]
+    if len(rows):
+        answer, fine, cost = _annealed(pair, proposal.program, x, rows, settings, tolerance, seed)
+        found.put(rows, answer)
+        sound[rows] = fine
+        evaluations[rows] += cost
     return Answer(pair, found, annealed, sound, proposal, evaluations)
 
 
-def annealing_settings(tolerance: float, proposal: Proposal) -> annealing.Settings:
+def _annealed(
+    pair: Pair, local: Program, x: Batch, rows: Tensor, settings: annealing.Settings, tolerance: float, seed: int
+) -> tuple[Weighed, Tensor, Tensor]:
+    """Some rows annealed, whether the answers look sound, and their cost, (n,).
+
+    A first run of each fineness only chooses it: a run that is kept because its own error came out small is low. The answer is another
+    run, and looks sound where its error is small and the two agree.
+    """
+    trial, level = Weighed.empty(len(rows)), torch.zeros(len(rows), dtype=torch.long)
+    cost = torch.zeros(len(rows), dtype=torch.long)
+    left = torch.arange(len(rows))
+    for fineness in range(LEVELS):
+        if not len(left):
+            break
+        run = _finer(settings, fineness)
+        trial.put(left, annealed_rows(pair, local, x, rows[left], run, noise.derived_seed(seed, "anneal, trial", fineness), seed))
+        level[left], cost[left] = fineness, cost[left] + _cost(run)
+        left = left[trial.pointwise_se[left] > LOOSE * tolerance]
+    answer = Weighed.empty(len(rows))
+    for fineness in level.unique().tolist():
+        here, run = (level == fineness).nonzero()[:, 0], _finer(settings, fineness)
+        answer.put(here, annealed_rows(pair, local, x, rows[here], run, noise.derived_seed(seed, "anneal", fineness), seed))
+        cost[here] += _cost(run)
+    apart = (answer.pointwise - trial.pointwise).abs()
+    together = apart <= 3 * (answer.pointwise_se.square() + trial.pointwise_se.square()).sqrt().clamp(min=tolerance)
+    return answer, together & (answer.pointwise_se <= LOOSE * tolerance), cost
+
+
+def _finer(settings: annealing.Settings, fineness: int) -> annealing.Settings:
+    return replace(settings, num_temperatures=settings.num_temperatures << fineness, num_chains=settings.num_chains << fineness)
+
+
+def annealing_settings(tolerance: float, dim: int) -> annealing.Settings:
     """From a full-rank posterior 100 temperatures x 8 chains reach 0.05 nats, 200 x 16 reach 0.02: the work goes as 1 / tolerance^2."""
     finer = max(1.0, 0.05 / tolerance)
     temperatures, chains = round(100 * math.sqrt(finer)), 8 * max(1, round(finer))
-    dim = getattr(getattr(proposal.program, "family", None), "latent_dim", 50)
     return annealing.Settings(temperatures, chains, LEAPFROG, "linear", STEP_SIZE["few" if dim <= 10 else "many"])
 
 
@@ -83,13 +114,13 @@ def _cost(settings: annealing.Settings) -> int:
     return settings.num_chains * (1 + (settings.num_temperatures - 1) * settings.num_leapfrog)
 
 
-def annealed_rows(
-    model: Program, local: Program, x: Batch, rows: Tensor, settings: annealing.Settings, seed: int, global_seed: int
-) -> Weighed:
-    """Annealed estimates of some rows, from the Normals of a local posterior."""
+def annealed_rows(pair: Pair, local: Program, x: Batch, rows: Tensor, settings: annealing.Settings, seed: int, pair_seed: int) -> Weighed:
+    """Annealed estimates of some rows, from the Normals of a local posterior, at the pair's global sites."""
     restricted = local.rows(rows)  # type: ignore[attr-defined]
     x_rows = take(x, rows)
-    path = paths.normal_path(normals_of(model, restricted, x_rows, global_seed), x_rows, "refined")
+    start = normals_of(pair.model, restricted, x_rows, pair_seed)
+    start.coordinates.pair.globals.update(pair.globals)
+    path = paths.normal_path(start, x_rows, "refined")
     frozen = annealing.tables(path, settings, seed)
     log_w = annealing.forward(path, frozen, settings, seed).log_weights
     unknown = torch.full((len(rows),), torch.nan, dtype=torch.float64)

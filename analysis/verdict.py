@@ -17,16 +17,15 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.analysis.proposals import NUM_DRAWS, Proposal, components_of, mixture, normals_at, normals_of, unexplained_draws, widening
-from ppvae.analysis.weighed import Weighed, weighed, weighed_by_rows
+from ppvae.analysis.weighed import Weighed, pair_at, weighed, weighed_by_rows
 from ppvae.batches import Batch, take
 from ppvae.importance import MIN_PARTICLES, k_hat_threshold
 from ppvae.local import LocalUnconstrained
 from ppvae.modules import Program
-from ppvae.pair import Pair
 from ppvae.posteriors import Normals
 from ppvae.refinement import LARGEST_FULL_RANK, PROPOSAL_STEPS, fit
 
-LEAST_EXCESS = 0.25  # nats
+LEAST_EXCESS, LARGEST_MARGIN = 0.25, 1.0  # nats
 AGAIN = 4  # times as many draws at the second look
 ATTEMPTS = 3  # at mending, a Normal each
 
@@ -38,6 +37,7 @@ class Verdict:
     Attributes:
         proposal: The second proposal.
         bound, bound_se: (N,), its importance-weighted bound on log p(x), nats.
+        bound_sound: (N,), whether its own weights look sound: k-hat below its threshold and an effective sample size of 25 at least.
         disagrees: (N,), whether that bound exceeded the estimate by more than 0.25 nats twice, with different draws, the second time also
             by three of its standard errors: as the estimate stood before it was mended.
         repaired: (N,), whether the estimate was then mended.
@@ -47,6 +47,7 @@ class Verdict:
     proposal: str
     bound: Tensor
     bound_se: Tensor
+    bound_sound: Tensor
     disagrees: Tensor
     repaired: Tensor
     unresolved: Tensor
@@ -64,28 +65,34 @@ def trusted(first: Weighed, verdict: Verdict | None, sound: Tensor | None = None
     """
     if verdict is None:
         return torch.zeros_like(first.pointwise, dtype=torch.bool)
-    if sound is None:
-        counts, place = first.num_particles.unique(return_inverse=True)
-        threshold = torch.tensor([k_hat_threshold(int(k)) for k in counts], dtype=torch.float64)[place]
-        sound = (first.k_hat < threshold) & ((first.ess >= MIN_PARTICLES) | (first.k_hat == -torch.inf))
-    second = Weighed(verdict.bound, verdict.bound_se, first.ess, first.k_hat, first.num_particles)
-    agree = (first.pointwise - verdict.bound).abs() <= _margin(second)
+    sound = looks_sound(first) if sound is None else sound
+    # Two proposals with heavy tails that agree prove nothing: the second must be sound itself
+    agree = verdict.bound_sound & ((first.pointwise - verdict.bound).abs() <= LEAST_EXCESS)
     return ~verdict.unresolved & (sound | agree)
 
 
+def looks_sound(found: Weighed) -> Tensor:
+    """(N,), k-hat below its threshold and an effective sample size of 25 at least: all that weights can say of themselves."""
+    counts, place = found.num_particles.unique(return_inverse=True)
+    threshold = torch.tensor([k_hat_threshold(int(k)) for k in counts], dtype=torch.float64)[place]
+    return (found.k_hat < threshold) & ((found.ess >= MIN_PARTICLES) | (found.k_hat == -torch.inf))
+
+
 def _margin(bound: Weighed) -> Tensor:
-    return (3 * bound.pointwise_se.nan_to_num(0.0)).clamp(min=LEAST_EXCESS)
+    # Beyond one nat the bound's own error no longer excuses it: P(bound > log p + b) <= exp(-b) whatever its tail
+    return (3 * bound.pointwise_se.nan_to_num(0.0)).clamp(LEAST_EXCESS, LARGEST_MARGIN)
 
 
 class Court:
     """Holds an estimate against a second proposal, and mends it where that is right."""
 
-    def __init__(self, model: Program, x: Batch, second: Proposal, seed: int) -> None:
+    def __init__(self, model: Program, x: Batch, second: Proposal, seed: int, globals_at: dict[str, Tensor] | None = None) -> None:
         self.model, self.x, self.seed = model, x, seed
-        self.pair = Pair(model, second.program, x, seed)
+        self.pair = pair_at(model, second.program, x, None, seed, globals_at or {})
         self.second = replace(second, program=self.pair.guide)  # prepared for all of x, where it has to be
         self.bound = weighed(self.pair, x, second.particles, noise.derived_seed(seed, "second"))
-        self.num_evaluations = torch.full((self.pair.num_data,), second.num_evaluations + second.particles)
+        cost = second.num_evaluations + second.particles * second.evaluations_per_draw
+        self.num_evaluations = torch.full((self.pair.num_data,), cost)
 
     def judge(self, first: Weighed) -> Tensor:
         """(N,), whether the second proposal's bound exceeds the estimate, and does so again with new draws and more of them.
@@ -97,9 +104,9 @@ class Court:
         rows = suspect.nonzero()[:, 0]
         if len(rows):
             k = AGAIN * self.second.particles
-            self.num_evaluations[rows] += k
+            self.num_evaluations[rows] += k * self.second.evaluations_per_draw
             seed = noise.derived_seed(self.seed, "second, again")
-            self.bound.put(rows, weighed_by_rows(self.model, self.second.program, self.x, rows, k, seed, self.seed))
+            self.bound.put(rows, weighed_by_rows(self.pair, self.second.program, self.x, rows, k, seed, self.seed))
             suspect[rows] = exceeds(first, self.bound)[rows]
         return suspect
 
@@ -118,7 +125,7 @@ class Court:
             parts.append(self._another(rows, x_rows, parts, first, noise.derived_seed(self.seed, "mend", attempt)))
             k = max(int(first.num_particles[rows].max()), self.second.particles)
             self.num_evaluations[rows] += k
-            both = Pair(self.model, _mixture(parts), x_rows, self.seed)
+            both = pair_at(self.model, _mixture(parts), x_rows, None, self.seed, self.pair.globals)
             first.put(rows, weighed(both, x_rows, k, noise.derived_seed(self.seed, "mended", attempt), weights))
             left = exceeds(first, self.bound)[rows].nonzero()[:, 0]
             if not len(left):
@@ -129,7 +136,7 @@ class Court:
     def _another(self, rows: Tensor, x_rows: Batch, parts: list[Normals], first: Weighed, seed: int) -> Normals:
         """A Normal of each row, fitted from where the others leave most unexplained."""
         drawn = unexplained_draws(self.pair, self.x, rows, _mixture(parts), parts[0], first.pointwise[rows], self.second.particles, seed)
-        start = Pair(self.model, normals_at(parts[0], drawn, "an unexplained draw"), x_rows, self.seed)
+        start = pair_at(self.model, normals_at(parts[0], drawn, "an unexplained draw"), x_rows, None, self.seed, self.pair.globals)
         found = fit(start, x_rows, family="full_rank", steps=PROPOSAL_STEPS, num_draws=NUM_DRAWS, seed=seed, report=False)
         self.num_evaluations[rows] += found.num_evaluations + self.second.particles
         return normals_of(self.model, found.guide.widened(widening(parts[0].coordinates.dim)), x_rows, self.seed)
@@ -137,7 +144,8 @@ class Court:
     def verdict(self, first: Weighed, disagrees: Tensor, repaired: Tensor) -> Verdict:
         """The verdict on an estimate as it stands after mending."""
         unresolved = disagrees & exceeds(first, self.bound)
-        return Verdict(self.second.name, self.bound.pointwise, self.bound.pointwise_se, disagrees, repaired, unresolved)
+        bound, se, sound = self.bound.pointwise, self.bound.pointwise_se, looks_sound(self.bound)
+        return Verdict(self.second.name, bound, se, sound, disagrees, repaired, unresolved)
 
 
 def _mixture(parts: list[Normals]) -> LocalUnconstrained:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppvae import noise
 from ppvae.analysis.estimate import resolution
 from ppvae.batches import Batch, take
 from ppvae.importance import Streamed
@@ -53,10 +54,26 @@ def weighed(pair: Pair, x: Batch, num_particles: int, seed: int, weights: str = 
     return found
 
 
+def pair_at(model: Program, program: Program, x: Batch, rows: Tensor | None, seed: int, globals_at: dict[str, Tensor]) -> Pair:
+    """A pair at some rows of x, where they are given, conditional on values of global sites; the program may be a local posterior of x."""
+    if rows is not None:
+        restricted: Callable[[Tensor], Program] | None = getattr(program, "rows", None)
+        program, x = restricted(rows) if restricted else program, take(x, rows)
+    pair = Pair(model, program, x, seed)
+    pair.globals.update(globals_at)
+    return pair
+
+
 def weighed_by_rows(
-    model: Program, proposal: Program, x: Batch, rows: Tensor, num_particles: int, seed: int, global_seed: int, weights: str = "plain"
+    pair: Pair, proposal: Program, x: Batch, rows: Tensor, num_particles: int, seed: int, pair_seed: int, weights: str = "plain"
 ) -> Weighed:
-    """The same for some rows of x alone, whose proposal may be a local posterior that belongs to all of them."""
-    restricted: Callable[[Tensor], Program] | None = getattr(proposal, "rows", None)
-    x_rows = take(x, rows)
-    return weighed(Pair(model, restricted(rows) if restricted else proposal, x_rows, global_seed), x_rows, num_particles, seed, weights)
+    """The same for some rows of x alone, at the pair's global sites; blocks of 64 are those of all the data, and each has its seed."""
+    found = Weighed.empty(len(rows))
+    block = rows // noise.BLOCK_ROWS
+    for number in block.unique().tolist():
+        here = (block == number).nonzero()[:, 0]
+        some = rows[here]
+        part = pair_at(pair.model, proposal, x, some, pair_seed, pair.globals)
+        block_seed = noise.derived_seed(seed, "rows", number)
+        found.put(here, weighed(part, take(x, some), num_particles, block_seed, weights, first_row=int(some[0])))
+    return found

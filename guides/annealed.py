@@ -81,7 +81,9 @@ class Annealed:
         settings = Settings(self.temperatures, 1, self.num_leapfrog, "linear", self.step_size)
         frozen = tables(normal_path(start, x, "guide"), settings, noise.derived_seed(self.seed, "pilot"))
         name = f"{getattr(pair.guide, 'name', 'guide')}, annealed over {self.temperatures} temperatures"
-        return LocalAnnealed(start.coordinates, start.m, start.scale_tril, frozen, self.num_leapfrog, name, digest(x))
+        local = LocalAnnealed(start.coordinates, start.m, start.scale_tril, frozen, self.num_leapfrog, name, digest(x))
+        local.num_evaluations = frozen.num_evaluations + int(getattr(pair.guide, "num_evaluations", 0))
+        return local
 
     def __call__(self, x: Batch) -> None:
         """Draw the latents of x.
@@ -124,6 +126,8 @@ class LocalAnnealed:
         self.coordinates, self.m, self.scale_tril, self.frozen = coordinates, m, scale_tril, frozen
         self.num_leapfrog, self.name, self.belongs_to = num_leapfrog, name, belongs_to
         self.num_data = len(m)
+        self.num_evaluations = 0  # per datum, that made it
+        self.evaluations_per_draw = 2 + num_leapfrog * len(frozen.step_sizes)  # the chain's, and the density's that its draw is held to
 
     def rows(self, rows: Tensor | slice) -> LocalAnnealed:
         """The guide of some of its data."""

@@ -56,9 +56,10 @@ class Refined:
             FamilyError: The family cannot be built for this pair.
         """
         how: dict[str, Any] = {"family": self.family, "steps": self.steps, "num_draws": self.num_draws, "seed": self.seed}
-        found = fit(Pair(model, self.guide, x, self.seed), x, **how, report=False).guide
-        found.name = f"refined {self.family}, {self.steps} steps"
-        return found
+        found = fit(Pair(model, self.guide, x, self.seed), x, **how, report=False)
+        local: Any = found.guide
+        local.name, local.num_evaluations = f"refined {self.family}, {self.steps} steps", found.num_evaluations
+        return local
 
     def __call__(self, x: Batch) -> None:
         """Draw the latents of x.

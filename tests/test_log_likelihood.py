@@ -14,7 +14,7 @@ from ppvae.analysis import tolerance
 from ppvae.analysis.proposals import Proposal, refined_proposal
 from ppvae.analysis.verdict import Court, exceeds, trusted
 from ppvae.analysis.weighed import Weighed, weighed
-from ppvae.errors import ArgumentError, FamilyError, RelaxedMeasureWarning
+from ppvae.errors import ArgumentError, FamilyError, RelaxedMeasureWarning, UnreliableWarning
 from ppvae.pair import Pair
 
 SCALE = 0.15
@@ -50,7 +50,7 @@ def test_a_missed_mode_is_found_by_the_second_proposal_and_repaired():
     truth = analysis.exact_log_likelihood(folded, ROOTS**2).pointwise
     found = analysis.log_likelihood(folded, broad, ROOTS**2, proposal=one_mode, num_particles=500)
     flagged = found.verdict.disagrees  # it is log 2 = 0.69 low everywhere
-    assert flagged.double().mean() >= 0.95
+    assert flagged.double().mean() >= 0.9  # the bound of 400 draws is itself 0.2 off
     assert torch.equal(found.verdict.repaired, flagged) and found.trusted[flagged].all()
     assert ((found.pointwise - truth).abs() < 5 * found.pointwise_se + 0.02)[flagged].double().mean() > 0.95
 
@@ -106,15 +106,32 @@ def test_a_disagreement_counts_only_when_it_is_repeated():
     ("first", "second", "believed"), [(0.0, 0.2, True), (0.0, 0.3, False), (0.0, -5.0, True)], ids=["within", "above", "below"]
 )
 def test_only_a_higher_bound_speaks_against_an_estimate(first, second, believed):
-    verdict = analysis.Verdict(
-        "guide", *(torch.full((1,), v) for v in (second, 0.01)), *(torch.tensor([second > 0.25]),) * 2, torch.tensor([second > 0.25])
-    )
+    flag = torch.tensor([second > 0.25])
+    verdict = analysis.Verdict("guide", torch.full((1,), second), torch.full((1,), 0.01), torch.tensor([True]), flag, flag, flag)
     assert trusted(known(1, first), verdict).item() is believed
 
 
-def test_a_heavy_tail_is_forgiven_where_two_proposals_agree():
-    verdict = analysis.Verdict("guide", torch.tensor([0.1, -3.0]), torch.full((2,), 0.01), *(torch.zeros(2, dtype=torch.bool),) * 3)
-    assert trusted(known(2, 0.0, k_hat=0.9), verdict).tolist() == [True, False]
+def test_a_heavy_tail_is_forgiven_where_a_sound_second_proposal_agrees():
+    """Agreement of two heavy tails proves nothing, nor does one within a wide error of a bound that says little."""
+    none = torch.zeros(4, dtype=torch.bool)
+    sound = torch.tensor([True, True, False, True])
+    verdict = analysis.Verdict("guide", torch.tensor([0.1, -3.0, 0.1, -0.9]), torch.full((4,), 0.5), sound, none, none, none)
+    assert trusted(known(4, 0.0, k_hat=0.9), verdict).tolist() == [True, False, False, False]
+
+
+def test_a_bound_one_nat_above_speaks_however_noisy_it_is():
+    first, bound = known(2, 0.0), known(2, 0.0, se=0.8)
+    bound.pointwise[:] = torch.tensor([1.1, 0.9])
+    assert exceeds(first, bound).tolist() == [True, False]
+
+
+def test_two_heavy_tails_that_agree_are_not_trusted():
+    """Thirty latents of a 40-dimensional linear Gaussian model, mean field: by K = 100 both bounds lie more than a nat low."""
+    model, _, x = linear_gaussian(num_data=64, data_dim=40, latent_dim=30, scale=0.3)
+    found = analysis.log_likelihood(model, MeanField(model), x, proposal=MeanField(model, inflation=1.1), num_particles=100)
+    low = model.log_evidence(x) - found.pointwise > 0.5
+    assert low.double().mean() > 0.5
+    assert (found.trusted & low).double().mean() < 0.05
 
 
 @pytest.mark.parametrize("proposal", ["refined", "defensive"])
@@ -223,6 +240,94 @@ def test_both_proposals_are_conditional_on_one_draw_of_a_global_site(proposal):
     found = analysis.log_likelihood(model, guide, torch.randn(20, 1), num_particles=4000, proposal=proposal)
     assert found.source.conditioned_on == ("mu",)
     assert ((found.pointwise - found.verdict.bound).abs() < 5 * (found.pointwise_se + found.verdict.bound_se) + 0.02).all()
+
+
+def test_a_proposal_made_at_another_draw_of_a_global_site_is_held_at_its_own():
+    """A refinement of another seed is conditional on another mu: the guide's bound is taken at that mu, and the two agree."""
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(mu * torch.ones(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x, 1.5).to_event(1))
+
+    x = torch.randn(20, 1)
+    proposal = analysis.refine(model, guide, x, family="full_rank", seed=1, num_particles=1).guide
+    found = analysis.log_likelihood(model, guide, x, proposal=proposal, num_particles=500, seed=0)
+    assert not found.verdict.disagrees.any()
+    gaps = analysis.inference_gaps(model, guide, x, seed=1, num_particles=500)
+    assert (gaps.inference > -0.2).all()  # four times the tolerance: at one draw of mu no gap is negative
+
+
+def test_a_latent_that_underflows_is_no_place_to_start():
+    """r ~ Gamma(0.1, 1) in float32: scattered over log r, some points underflow to r = 0, where its density is +inf."""
+
+    def model(y):
+        with pyro.plate("data", len(y), dim=-1):
+            r = pyro.sample("r", dist.Gamma(torch.tensor(0.1, dtype=torch.float32), torch.tensor(1.0, dtype=torch.float32)))
+            pyro.sample("y", dist.Poisson(r), obs=y)
+
+    def guide(y):
+        with pyro.plate("data", len(y), dim=-1):
+            pyro.sample("r", dist.Gamma(y + 0.2, torch.full_like(y, 2.0)))
+
+    y = torch.arange(1.0, 5.0, dtype=torch.float32)
+    found = analysis.log_likelihood(model, guide, y, num_particles=500)
+    evidence = dist.GammaPoisson(torch.tensor(0.1), torch.tensor(1.0)).log_prob(y.double())
+    assert ((found.pointwise - evidence).abs() < 5 * found.pointwise_se + 1e-3).all() and found.verdict is not None
+
+
+def test_a_second_proposal_that_diverges_leaves_the_number_standing_and_untrusted():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def broken(x):
+        with pyro.plate("data", len(x), dim=-1):
+            scale = torch.where(x > 0, 1.0, torch.nan)
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), scale, validate_args=False).to_event(1))
+
+    x = torch.tensor([[1.0], [0.5], [2.0], [-1.0]])
+    with pytest.warns(UnreliableWarning, match="not held against"):
+        found = analysis.log_likelihood(model, one_normal, x, num_particles=50, second=broken)
+    assert found.verdict is None and not found.trusted.any()
+
+
+def one_normal(x):
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(x / 2, 0.8).to_event(1))
+
+
+def test_what_is_mended_may_repeat_its_batch():
+    """A guide whose network refuses particles, latents in a plate inside the datum: the pairs lay their values out differently."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("inner", 2, dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z**2, SCALE), obs=x.T)
+
+    def guide(x):
+        assert x.dim() == 2 and x.is_contiguous()
+        loc = x.view(len(x), -1).sqrt().T * 0.0
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("inner", 2, dim=-2):
+            pyro.sample("z", dist.Normal(loc, 1.2).expand([2, len(x)]))
+
+    def narrow(x):
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("inner", 2, dim=-2):
+            pyro.sample("z", dist.Normal(x.T.sqrt(), 0.1))
+
+    x = torch.full((6, 2), 2.0)
+    found = analysis.log_likelihood(model, guide, x, proposal=narrow, num_particles=300)
+    truth = 2 * analysis.exact_log_likelihood(folded, x[:, :1]).pointwise
+    mended = found.verdict.repaired & ~found.verdict.unresolved
+    assert mended.any()  # each datum has four modes, and the proposal one of them: 1.39 low before
+    assert (truth - found.pointwise)[mended].mean() < 1.0
 
 
 def test_a_model_with_global_latents_alone_is_measured():
