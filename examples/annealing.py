@@ -9,7 +9,7 @@ overfitted  A small pair trained far too long on few images. Expected: the encod
             holds. In the paper the decoder was not overfitted; on so few images it is, so the pair is trained in two ways: together, and
             with the decoder frozen after a while. Then log p(x) cannot move, and every fall of the bound is the encoder's.
 
-    python examples/fashion_mnist.py --out runs/fashion-mnist            # trains the pair of the first experiment
+    python examples/inference_suboptimality.py train --only main --main-run runs/fashion-mnist   # trains the pair of the first experiment
     python examples/annealing.py                                         # both, a quarter of an hour of one core; then the report
     python examples/annealing.py beside --images 100                     # one of them; --quick: seconds, to see that it works
 """
@@ -710,7 +710,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _loaded(folder: Path) -> ppvae.Run:
     if not (folder / "config.json").exists():
-        raise RunError(f"{folder} holds no trained pair", mend=f"python examples/fashion_mnist.py --out {folder}")
+        raise RunError(f"{folder} holds no trained pair", mend=f"python examples/inference_suboptimality.py train --only main --main-run {folder}")
     return ppvae.load(folder)
 
 

@@ -99,11 +99,11 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
                 marker = "s" if row["split"] == "train" else "D"
                 axes.plot(row["steps"], row["gap"], marker, color=plots.VERMILION, ms=3)
                 if row["split"] == "train":
-                    text = row["guide"].removeprefix("annealed, ").replace("temperatures", "temperatures behind it")
-                    axes.annotate(text, (row["steps"], row["gap"]), (-4, -2), textcoords="offset points", ha="right", fontsize=6)
-        axes.set(
-            xscale="log", yscale="log", xlabel="refinement steps of 32 draws (leftmost: the encoder alone)", ylabel="inference gap (nats)"
-        )
+                    text = row["guide"].removeprefix("annealed, ").replace(" temperatures", " temp.")
+                    axes.annotate(text, (row["steps"], row["gap"]), (5, -2), textcoords="offset points", fontsize=6)
+        axes.set(xscale="log", yscale="log", xlim=(0.4, 250), xlabel="refinement steps of 32 draws", ylabel="inference gap (nats)")
+        axes.set_xticks([0.5, 1, 2, 5, 10, 20, 40, 80], labels=["none", "1", "2", "5", "10", "20", "40", "80"])
+        axes.minorticks_off()
         axes.legend()
     return drawn
 

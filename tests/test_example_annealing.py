@@ -222,7 +222,7 @@ def test_the_report_holds_the_papers_numbers_and_a_verdict_on_each_claim(quick):
 
 
 def test_a_missing_run_says_how_to_train_it(example, tmp_path):
-    with pytest.raises(SystemExit, match=r"holds no trained pair(.|\n)*python examples/fashion_mnist.py --out"):
+    with pytest.raises(SystemExit, match=r"holds no trained pair(.|\n)*python examples/inference_suboptimality.py train"):
         example.main(["beside", "--run", str(tmp_path / "none"), "--out", str(tmp_path)])
 
 

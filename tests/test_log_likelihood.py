@@ -102,6 +102,18 @@ def test_a_disagreement_counts_only_when_it_is_repeated():
     assert not court.judge(first).any()
 
 
+def test_the_second_look_has_draws_of_its_own():
+    """The same two thousand draws would repeat the first look's bound; new ones differ from it on every datum."""
+    model, x, _ = correlated_posterior(0.6, num_data=70)
+    court = Court(model, x, Proposal(MeanField(model, inflation=1.5), "guide", particles=64), seed=0)
+    before = court.bound.pointwise.clone()
+    first = known(70, 0.0)
+    first.pointwise[:] = before - 1.0
+    court.judge(first)
+    assert (court.bound.pointwise != before).all()
+    assert abs(torch.corrcoef(torch.stack([court.bound.pointwise - model.log_evidence(x), before - model.log_evidence(x)]))[0, 1]) < 0.48
+
+
 @pytest.mark.parametrize(
     ("first", "second", "believed"), [(0.0, 0.2, True), (0.0, 0.3, False), (0.0, -5.0, True)], ids=["within", "above", "below"]
 )
