@@ -21,7 +21,7 @@ from ppvae.refinement import LARGEST_FULL_RANK, PROPOSAL_STEPS, fit, widest_norm
 from ppvae.starts import start_of
 
 NAMES = ("guide", "refined", "defensive")
-SECOND_PARTICLES, PRIOR_PARTICLES = 400, 2000
+SECOND_PARTICLES, PRIOR_PARTICLES = 300, 2000
 NUM_DRAWS = 32
 FEW_DIMENSIONS, NUM_DRAWS_IN_FEW = 5, 8
 NUM_SCATTERED, FAR = 150, 2.5  # points to start from, and how much further half of them lie

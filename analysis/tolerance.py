@@ -23,8 +23,8 @@ from ppvae.modules import Program
 from ppvae.pair import Pair
 
 PILOT_PARTICLES = 192
-LARGEST_K_HAT = 0.7  # the threshold for few particles is stricter; here a wrong "sound" costs little, since the error is looked at too
-STEP = 128  # particles are rounded up to its multiples, so that data with nearly equal needs run together
+PILOT_K_HAT, LARGEST_K_HAT = 0.8, 0.7  # a pilot's k-hat is noisier than the answer's, which is looked at again
+STEP = 64  # particles are rounded up to its multiples, so that data with nearly equal needs run together
 LEAPFROG = 3
 LEVELS, LOOSE = 3, 2.0  # a datum whose error stays above twice the tolerance is annealed four times finer
 STEP_SIZE = {"few": 0.35, "many": 0.45}  # from a refined start they need no pilot: below and above some 10 dimensions
@@ -49,7 +49,7 @@ def to_tolerance(model: Program, guide: Program, x: Batch, tolerance: float, wei
     pilot = weighed(pair, x, PILOT_PARTICLES, noise.derived_seed(seed, "pilot"))
     needed = (PILOT_PARTICLES * (pilot.pointwise_se / tolerance).square()).clamp(min=1)
     settings = annealing_settings(tolerance, Coordinates(pair, x, seed).dim)
-    heavy = (pilot.k_hat > LARGEST_K_HAT) | ((pilot.ess < MIN_PARTICLES) & (pilot.k_hat > -torch.inf))
+    heavy = (pilot.k_hat > PILOT_K_HAT) | ((pilot.ess < MIN_PARTICLES) & (pilot.k_hat > -torch.inf))
     annealed = heavy | (needed > _cost(settings))
     found = Weighed.empty(pair.num_data)
     evaluations = torch.full((pair.num_data,), proposal.num_evaluations + PILOT_PARTICLES)
@@ -76,8 +76,8 @@ def _annealed(
 ) -> tuple[Weighed, Tensor, Tensor]:
     """Some rows annealed, whether the answers look sound, and their cost, (n,).
 
-    A first run of each fineness only chooses it: a run that is kept because its own error came out small is low. The answer is another
-    run, and looks sound where its error is small and the two agree.
+    A first run of half the chains only chooses the fineness: a run that is kept because its own error came out small is low. The answer
+    is another run, and looks sound where its error is small and the two agree.
     """
     trial, level = Weighed.empty(len(rows)), torch.zeros(len(rows), dtype=torch.long)
     cost = torch.zeros(len(rows), dtype=torch.long)
@@ -86,6 +86,7 @@ def _annealed(
         if not len(left):
             break
         run = _finer(settings, fineness)
+        run = replace(run, num_chains=run.num_chains // 2)
         trial.put(left, annealed_rows(pair, local, x, rows[left], run, noise.derived_seed(seed, "anneal, trial", fineness), seed))
         level[left], cost[left] = fineness, cost[left] + _cost(run)
         left = left[trial.pointwise_se[left] > LOOSE * tolerance]
@@ -104,9 +105,9 @@ def _finer(settings: annealing.Settings, fineness: int) -> annealing.Settings:
 
 
 def annealing_settings(tolerance: float, dim: int) -> annealing.Settings:
-    """From a full-rank posterior 100 temperatures x 8 chains reach 0.05 nats, 200 x 16 reach 0.02: the work goes as 1 / tolerance^2."""
+    """From a full-rank posterior 80 temperatures x 8 chains reach 0.05 nats, 130 x 20 reach 0.02: the work goes as 1 / tolerance^2."""
     finer = max(1.0, 0.05 / tolerance)
-    temperatures, chains = round(100 * math.sqrt(finer)), 8 * max(1, round(finer))
+    temperatures, chains = round(80 * math.sqrt(finer)), 8 * max(1, round(finer))
     return annealing.Settings(temperatures, chains, LEAPFROG, "linear", STEP_SIZE["few" if dim <= 10 else "many"])
 
 

@@ -710,7 +710,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _loaded(folder: Path) -> ppvae.Run:
     if not (folder / "config.json").exists():
-        raise RunError(f"{folder} holds no trained pair", mend=f"python examples/inference_suboptimality.py train --only main --main-run {folder}")
+        train = f"python examples/inference_suboptimality.py train --only main --main-run {folder}"
+        raise RunError(f"{folder} holds no trained pair", mend=train)
     return ppvae.load(folder)
 
 
