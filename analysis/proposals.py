@@ -24,7 +24,7 @@ NAMES = ("guide", "refined", "defensive")
 SECOND_PARTICLES, PRIOR_PARTICLES = 300, 2000
 NUM_DRAWS = 32
 FEW_DIMENSIONS, NUM_DRAWS_IN_FEW = 5, 8
-NUM_SCATTERED, FAR = 150, 2.5  # points to start from, and how much further half of them lie
+NUM_SCATTERED, FAR = 240, 2.5  # points to start from, and how much further half of them lie
 
 
 @dataclass
