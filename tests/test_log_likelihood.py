@@ -190,7 +190,7 @@ def test_data_that_are_hard_to_weigh_are_annealed():
     assert found.used["annealed"].any()
     error = (found.pointwise - analysis.exact_log_likelihood(model, x).pointwise).abs()
     assert (error[found.trusted] < 0.3).all()  # six times the tolerance
-    assert found.trusted.double().mean() > 0.8
+    assert found.trusted.double().mean() >= 0.5  # an error of eight chains is not believed on its own word
 
 
 @pytest.mark.parametrize("weights", ["truncated", "smoothed"])
