@@ -61,7 +61,8 @@ def exceeds(estimate: Weighed, bound: Weighed) -> Tensor:
 def trusted(first: Weighed, verdict: Verdict | None, sound: Tensor | None = None) -> Tensor:
     """(N,): never without a second proposal; else no unresolved disagreement, and either sound weights or two proposals that agree.
 
-    ``sound`` is by default a k-hat below its threshold and an effective sample size of 25 at least.
+    ``sound`` is by default a k-hat below its threshold and an effective sample size of 25 at least. A mode that both proposals miss is not
+    seen; above five dimensions refined Normals start from the guide, so that they share what it does not know.
     """
     if verdict is None:
         return torch.zeros_like(first.pointwise, dtype=torch.bool)

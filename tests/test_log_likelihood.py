@@ -234,9 +234,8 @@ def test_discrete_latents_are_held_against_the_prior():
         analysis.log_likelihood(model, guide, x, proposal="refined")
 
 
-@pytest.mark.parametrize("proposal", ["guide", "refined"])
-def test_both_proposals_are_conditional_on_one_draw_of_a_global_site(proposal):
-    """x ~ N(z, 1), z ~ N(mu, 1): given mu the evidence is N(mu, 2); two draws of mu would disagree."""
+def around_a_mean(scale):
+    """mu ~ N(0, 5) global, z ~ N(mu, 1), x ~ N(z, 1); q(z | x) = N(x, scale)."""
 
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
@@ -247,8 +246,16 @@ def test_both_proposals_are_conditional_on_one_draw_of_a_global_site(proposal):
     def guide(x):
         pyro.sample("mu", dist.Normal(0.0, 5.0))
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+            pyro.sample("z", dist.Normal(x, scale).to_event(1))
 
+    return model, guide
+
+
+@pytest.mark.parametrize("proposal", ["guide", "refined"])
+def test_both_proposals_are_conditional_on_one_draw_of_a_global_site(proposal):
+    """x ~ N(z, 1), z ~ N(mu, 1): given mu the evidence is N(mu, 2); two draws of mu would disagree."""
+
+    model, guide = around_a_mean(1.0)
     found = analysis.log_likelihood(model, guide, torch.randn(20, 1), num_particles=4000, proposal=proposal)
     assert found.source.conditioned_on == ("mu",)
     assert ((found.pointwise - found.verdict.bound).abs() < 5 * (found.pointwise_se + found.verdict.bound_se) + 0.02).all()
@@ -257,17 +264,7 @@ def test_both_proposals_are_conditional_on_one_draw_of_a_global_site(proposal):
 def test_a_proposal_made_at_another_draw_of_a_global_site_is_held_at_its_own():
     """A refinement of another seed is conditional on another mu: the guide's bound is taken at that mu, and the two agree."""
 
-    def model(x):
-        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-        with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(mu * torch.ones(1), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-    def guide(x):
-        pyro.sample("mu", dist.Normal(0.0, 5.0))
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", dist.Normal(x, 1.5).to_event(1))
-
+    model, guide = around_a_mean(1.5)
     x = torch.randn(20, 1)
     proposal = analysis.refine(model, guide, x, family="full_rank", seed=1, num_particles=1).guide
     found = analysis.log_likelihood(model, guide, x, proposal=proposal, num_particles=500, seed=0)
