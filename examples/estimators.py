@@ -52,7 +52,7 @@ def width(run: ppvae.Run, x: Any, num_data: int) -> dict[str, Any]:
     """The sandwich of forward and reverse annealing on simulated data."""
     started = time.perf_counter()
     found = analysis.bidirectional(
-        run.model, guide=run.guide, template=x[:1], num_data=num_data, start="refined", num_temperatures=100, num_chains=16, seed=1
+        run.model, guide=run.guide, template=x[:1], num_data=num_data, start="refined", num_temperatures=100, num_chains=32, seed=1
     )
     w = found.width
     return {
