@@ -92,19 +92,28 @@ def check_weight(value: Any) -> float:
 
 
 class Scales(Messenger):
-    """Scale unobserved sites by ``latent`` and observed ones by ``observed``; sites in the data plate also by ``data``."""
+    """Scale unobserved sites by ``latent`` and observed ones by ``observed``; sites in the data plate also by ``data``.
 
-    def __init__(self, latent: float = 1.0, observed: float = 1.0, data: float = 1.0) -> None:
+    Where several processes each have a share of a batch, ``outside`` is the weight of sites outside the data plate, which all of them
+    have, and ``share`` how much of the batch is here: a plate that scales a subsample up to its full size does so from its own rows.
+    """
+
+    def __init__(self, latent: float | Tensor = 1.0, observed: float | Tensor = 1.0, data: float = 1.0) -> None:
         super().__init__()
         self.latent, self.observed, self.data = latent, observed, data
+        self.outside, self.share = 1.0, 1.0
 
     def _pyro_sample(self, msg: Any) -> None:
         scale = self.observed if msg["is_observed"] else self.latent
         frame = next((frame for frame in msg["cond_indep_stack"] if frame.dim == -1), None)
-        if frame is not None and self.data != 1.0:
+        if frame is None:
+            scale = scale * self.outside if self.outside != 1.0 else scale
+        elif self.data != 1.0:
             # A plate that already scales a subsample up to its full size has done a part of it, or all.
-            scale *= self.data * frame.size / (frame.full_size or frame.size)
-        if scale != 1.0:
+            scale = scale * (self.data * frame.size / (frame.full_size or frame.size))
+        elif self.share != 1.0 and frame.full_size and frame.full_size != frame.size:
+            scale = scale * self.share
+        if isinstance(scale, Tensor) or scale != 1.0:
             msg["scale"] = msg["scale"] * scale
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import copy
+import warnings
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import pyro.infer
 import torch
@@ -13,56 +15,26 @@ from pyro.infer.util import torch_item, zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ppvae.errors import DivergedError, ObjectiveError, ProgramError
+from ppvae.capture import NotCaptured
+from ppvae.engine import MOST_SHAPES, WAIT, Call, Engine, Gradients, Untrue
+from ppvae.errors import DivergedError, ObjectiveError, ProgramError, UnreliableWarning
 from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program
 from ppvae.objectives import ANCHOR, Scaled, Scales, Weight, is_jit, refuse_model_enumeration, refuse_weights, weight_at
+from ppvae.optimizer import OneOptimizer, OptimizerFactory, PerParameter
 
-OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+class Rewound(Exception):  # noqa: N818  (no fault of the caller)
+    """Compiled steps turned out not to be eager Pyro's; the parameters are back at the last step that was seen to be."""
 
 
-class OneOptimizer(PyroOptim):
-    """One torch optimizer over every leaf of the loss, where Pyro keeps one per parameter."""
+@dataclass
+class Verified:
+    """Everything that a step changes, as it was before a step that was verified."""
 
-    def __init__(self, factory: OptimizerFactory) -> None:
-        self.factory = factory
-        self.torch_optimizer: torch.optim.Optimizer | None = None
-        self._known: set[int] = set()
-
-    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """Update ``params`` by their gradients; those not seen before join the optimizer."""
-        new = [p for p in params if id(p) not in self._known]
-        self._known.update(map(id, new))
-        if self.torch_optimizer is None:
-            self.torch_optimizer = self._built(new)
-        elif new:
-            self.torch_optimizer.add_param_group({"params": new})
-        self.torch_optimizer.step()
-
-    def start(self, groups: list[list[Tensor]]) -> None:
-        """Build the optimizer over its leaves before the first step: the first group, then those that joined later."""
-        for group in groups:
-            self._known.update(map(id, group))
-            if self.torch_optimizer is None:
-                self.torch_optimizer = self._built(group)
-            else:
-                self.torch_optimizer.add_param_group({"params": group})
-
-    def _built(self, params: list[Tensor]) -> torch.optim.Optimizer:
-        if not params:
-            raise ObjectiveError(
-                "the loss depends on no parameter, so there is nothing to train",
-                mend="give model or guide parameters: torch modules, or pyro.param",
-            )
-        try:
-            return self.factory(params)
-        except (ValueError, TypeError) as error:
-            raise ObjectiveError(f"the optimizer cannot be built over the parameters: {error}") from error
-
-    @property
-    def groups(self) -> list[list[Tensor]]:
-        """The leaves in the order in which the optimizer knows them."""
-        return [list(group["params"]) for group in self.torch_optimizer.param_groups] if self.torch_optimizer else []
+    steps_taken: int
+    tensors: list[tuple[Tensor, Tensor]]
+    optimizer: Any
 
 
 class SVI(pyro.infer.SVI):
@@ -77,7 +49,12 @@ class SVI(pyro.infer.SVI):
         beta: Weight on the unobserved sites of both programs, >= 0, or a function of the step.
         likelihood_weight: Weight on the observed sites, likewise.
         clip_norm: Largest norm that the gradient of all parameters together may have.
-        compile: "auto" or False. This version runs every step eagerly.
+        compile: True captures the programs and compiles the step of every batch shape, up to eight, when it first comes; "auto" after
+            500 steps of that shape, so that short runs never wait for a compiler; False never. Where a pair cannot be captured, or a
+            compiled step is not what eager Pyro computes, steps run eagerly, one warning says why, and ``engine.reason`` keeps it.
+        precision: "bfloat16" runs the networks of compiled steps in bfloat16 where that pays (on a CPU from 256 rows): torch's autocast.
+            Parameters, optimizer and sums stay as they are, and ``engine.shifts`` holds what it does to the loss, against eager float32
+            with the same noise at every step that is verified.
         optim, loss: Pyro's own names for ``optimizer`` and ``objective``.
 
     Raises:
@@ -98,13 +75,14 @@ class SVI(pyro.infer.SVI):
         likelihood_weight: Weight = 1.0,
         clip_norm: float | None = None,
         compile: str | bool = "auto",
+        precision: str = "float32",
         *,
         optim: PyroOptim | OptimizerFactory | None = None,
         loss: Any = None,
     ) -> None:
         optimizer = optimizer if optimizer is not None else optim
         self.objective = next((o for o in (objective, loss) if o is not None), None) or Trace_ELBO()
-        check_compile(compile)
+        check_compile(compile, precision)
         _check_optimizer(optimizer)
         if clip_norm is not None and not clip_norm > 0:
             raise ObjectiveError(f"clip_norm must be positive, got {clip_norm}", mend="clip_norm=None switches clipping off")
@@ -118,10 +96,25 @@ class SVI(pyro.infer.SVI):
         self.gradient_norm = float("nan")
         self.leaves: list[Tensor] = []
         self._looked = False
+        self._told = False
+        self._per_parameter = PerParameter(adapted)
         self._scales = Scales()
+        self.verified: Verified | None = None
         anchored = isinstance(adapted, OneOptimizer) and isinstance(self.objective, ELBO) and not is_jit(self.objective)
         self._model = Scaled(model, self._scales)
         self._guide = Scaled(guide, self._scales, torch.zeros((), requires_grad=True) if anchored else None)
+        self.engine = Engine(
+            self._model,
+            self._guide,
+            self.objective,
+            self._scales,
+            scheduled=(callable(beta), callable(likelihood_weight)),
+            clip_norm=clip_norm,
+            wait={"auto": WAIT, True: 0, False: None}[compile],
+            half=precision == "bfloat16",
+        )
+        if compile is True and not self.engine.on:
+            self._say(self.engine.reason)
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Take one optimizer step on a batch and return the loss before it.
@@ -129,13 +122,107 @@ class SVI(pyro.infer.SVI):
         Raises:
             DivergedError: The loss or a gradient is not finite; no parameter was touched.
         """
-        return self.scaled_step(args, kwargs)
+        call = Call.of(args, kwargs)
+        try:
+            return self.take(call)
+        except Rewound:
+            return self.take(call)
 
-    def scaled_step(self, args: tuple[Any, ...], kwargs: dict[str, Any], divisor: float = 1.0, data: float = 1.0) -> float:
-        """``step`` with the loss and its gradient over ``divisor``, and the sites of the data plate times ``data``."""
+    def take(self, call: Call, divisor: float = 1.0, data: float = 1.0, eagerly: bool = False) -> float:
+        """``step`` with the loss and its gradient over ``divisor``, and the sites of the data plate times ``data``.
+
+        Args:
+            call: The batch.
+            divisor, data: Of the loss, and of its data terms.
+            eagerly: Whether this step is not worth compiling: the last batch of an epoch.
+
+        Raises:
+            Rewound: Compiled steps were wrong, and the pair is back at ``steps_taken``; later steps run eagerly.
+        """
+        self._weigh(data)
+        # The step in which parameters are born is eager: the engine would put their births back.
+        found = self._compiled(call, divisor) if self.engine.on and self._looked and not eagerly else None
+        if found is None:
+            return self._eager_step(*call.arguments(*call.inputs), divisor)
+        loss, self.gradient_norm = found.loss.item(), found.norm.item()
+        if not (abs(loss) < float("inf") and self.gradient_norm < float("inf")):
+            self._diverged(loss)
+        self._update(found)
+        self.steps_taken += 1
+        return loss
+
+    def _weigh(self, data: float) -> None:
+        """Set the weights of the step to come."""
         self._scales.latent = weight_at(self.beta, self.steps_taken)
         self._scales.observed = weight_at(self.likelihood_weight, self.steps_taken)
         self._scales.data = data
+
+    def _compiled(self, call: Call, divisor: float) -> Gradients | None:
+        """Gradients by the engine; None where the step is to run eagerly."""
+        try:
+            found = self.engine.gradients(call, divisor)
+        except (NotCaptured, Untrue) as reason:
+            self._give_up(reason)
+            return None
+        if self.engine.crowded and not self._told:
+            self._told = True
+            self._say(f"batches of more than {MOST_SHAPES} shapes, or with numbers that change, came: the later ones run eagerly")
+        if found is not None and found.verified:
+            self.verified = self._remember(found.leaves, found.buffers)
+        return found
+
+    def _give_up(self, reason: NotCaptured | Untrue) -> None:
+        """Compile no more.
+
+        Raises:
+            Rewound: Steps were taken that may have been wrong, and the pair is back before them.
+        """
+        if isinstance(reason, NotCaptured):
+            self.engine.stop(str(reason))
+            self._say(f"steps run eagerly: {reason}")
+            return
+        self.engine.stop(f"compiled steps were not what eager Pyro computes: {reason}")
+        if self.verified is None:
+            self._say(f"steps run eagerly: {reason}")
+            return
+        taken = self.steps_taken
+        self._go_back(self.verified)
+        self._say(f"compiled steps went wrong ({reason}): back from step {taken} to {self.steps_taken}, where they were right; on eagerly")
+        raise Rewound from reason
+
+    def _remember(self, leaves: list[Tensor], buffers: list[tuple[Tensor, Tensor]]) -> Verified:
+        """The state before the step: parameters are not yet updated, and ``buffers`` come with what they held before."""
+        kept = [(t, t.detach().clone()) for t in {id(t): t for t in (*leaves, *self.leaves)}.values()] + buffers
+        if isinstance(self.optim, OneOptimizer):
+            return Verified(self.steps_taken, kept, copy.deepcopy(self.optim.torch_optimizer and self.optim.torch_optimizer.state_dict()))
+        return Verified(self.steps_taken, kept, {p: copy.deepcopy(own.state_dict()) for p, own in self.optim.optim_objs.items()})
+
+    def _go_back(self, state: Verified) -> None:
+        with torch.no_grad():
+            for tensor, before in state.tensors:
+                tensor.copy_(before)
+        if isinstance(self.optim, OneOptimizer):
+            if state.optimizer and self.optim.torch_optimizer is not None:
+                self.optim.torch_optimizer.load_state_dict(state.optimizer)
+        else:
+            for p, own in list(self.optim.optim_objs.items()):
+                if p in state.optimizer:
+                    own.load_state_dict(state.optimizer[p])
+                else:  # made since
+                    del self.optim.optim_objs[p]
+        self.steps_taken = state.steps_taken
+
+    def _update(self, found: Gradients) -> None:
+        if len(self.leaves) != len(found.leaves):
+            self.leaves = list({id(p): p for p in [*self.leaves, *found.leaves]}.values())
+        updating = self.optim if isinstance(self.optim, OneOptimizer) else self._per_parameter
+        updating.update(found.leaves, found.gradients)
+
+    def _say(self, reason: str) -> None:
+        warnings.warn(reason, UnreliableWarning, stacklevel=4)
+
+    def _loss_and_leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Tensor]]:
+        """The loss by Pyro's own objective, and the parameters that it left gradients in."""
         if not self._looked and isinstance(self.objective, TraceEnum_ELBO) and self._weighted:
             self.prepare_leaves(*args, **kwargs)  # refuses with the reason what Pyro would stop at without one
         with poutine.trace(param_only=True) as capture:
@@ -146,6 +233,10 @@ class SVI(pyro.infer.SVI):
         params = list(traced.values())
         if isinstance(self.optim, OneOptimizer):
             params = self.leaves = list({id(p): p for p in [*self.leaves, *params]}.values())
+        return loss, params
+
+    def _eager_step(self, args: tuple[Any, ...], kwargs: dict[str, Any], divisor: float) -> float:
+        loss, params = self._loss_and_leaves(args, kwargs)
         loss = type(loss)(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss) / divisor
         self._check_and_clip(loss, params, divisor)
         self.optim(params)
@@ -176,9 +267,7 @@ class SVI(pyro.infer.SVI):
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss of a batch at the weights of the step to come; nothing is updated."""
-        self._scales.latent = weight_at(self.beta, self.steps_taken)
-        self._scales.observed = weight_at(self.likelihood_weight, self.steps_taken)
-        self._scales.data = 1.0
+        self._weigh(1.0)
         with torch.no_grad():
             loss = self.loss(self._model, self._guide, *args, **kwargs)
         return type(loss)(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)  # type: ignore[return-value]
@@ -215,13 +304,16 @@ class SVI(pyro.infer.SVI):
         values = loss if isinstance(loss, tuple) else (loss,)
         if not (all(abs(value) < float("inf") for value in values) and self.gradient_norm < float("inf")):
             zero_grads(params)
-            raise DivergedError(
-                f"the loss is {loss} and the norm of its gradient {self.gradient_norm}",
-                where=f"step {self.steps_taken}, before the update: no parameter was touched",
-                mend=["lower the learning rate", "clip the gradient: clip_norm=10", "keep scales away from 0"],
-            )
+            self._diverged(loss)
         if self.clip_norm is not None and gradients:
             torch.nn.utils.clip_grads_with_norm_(params, self.clip_norm, norm)
+
+    def _diverged(self, loss: Any) -> NoReturn:
+        raise DivergedError(
+            f"the loss is {loss} and the norm of its gradient {self.gradient_norm}",
+            where=f"step {self.steps_taken}, before the update: no parameter was touched",
+            mend=["lower the learning rate", "clip the gradient: clip_norm=10", "keep scales away from 0"],
+        )
 
 
 def _traced(capture: Any) -> dict[int, Tensor]:
@@ -230,10 +322,14 @@ def _traced(capture: Any) -> dict[int, Tensor]:
     return {id(p): p for p in params}
 
 
-def check_compile(compile: str | bool) -> None:
-    """ "auto" and False run eagerly; True asks for what this version does not have."""
-    if compile not in ("auto", False):
-        raise ObjectiveError(f"compile is 'auto' or False in this version, got {compile!r}: steps run eagerly", mend="compile='auto'")
+def check_compile(compile: str | bool, precision: str = "float32") -> None:
+    """``compile`` is "auto", True or False, ``precision`` "float32" or "bfloat16"; the second is for compiled steps."""
+    if precision not in ("float32", "bfloat16"):
+        raise ObjectiveError(f"precision is 'float32' or 'bfloat16', got {precision!r}", mend="precision='float32'")
+    if precision == "bfloat16" and compile is False:
+        raise ObjectiveError("precision='bfloat16' is for compiled steps, and compile=False asks for none", mend="compile=True")
+    if compile not in ("auto", True, False):
+        raise ObjectiveError(f"compile is 'auto', True or False, got {compile!r}", mend="compile='auto'")
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -357,6 +357,6 @@ def test_what_is_no_optimizer_is_refused(optimizer):
     )
 
 
-def test_compiling_is_refused_where_there_is_no_compiler():
-    with pytest.raises(ObjectiveError, match="compile is 'auto' or False in this version, got True: steps run eagerly"):
-        SVI(nothing, nothing, sgd, compile=True)
+def test_compile_is_one_of_three():
+    with pytest.raises(ObjectiveError, match="compile is 'auto', True or False, got 'always'"):
+        SVI(nothing, nothing, sgd, compile="always")
