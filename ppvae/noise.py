@@ -34,8 +34,20 @@ def forked(device: torch.device | str = "cpu") -> Iterator[None]:
 def seeded(seed: int, *coordinates: int | str, device: torch.device | str = "cpu") -> Iterator[None]:
     """Run a block of code with torch seeded from ``derived_seed``, then put the caller's generators back."""
     with forked(device):
-        torch.manual_seed(derived_seed(seed, *coordinates))
+        seed_torch(derived_seed(seed, *coordinates), device)
         yield
+
+
+def seed_torch(seed: int, device: torch.device | str = "cpu") -> None:
+    """Seed the generators that programs on ``device`` draw from: the CPU's and its own.
+
+    ``torch.manual_seed`` also queues the seed for every backend that is not there, with a traceback each: a tenth of a small step.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def generator(seed: int, *coordinates: int | str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,17 @@ def read(source: Leaf, index: Tensor) -> Tensor:
     rows = as_slice(index)
     if isinstance(source, Tensor):
         return source[index] if rows is None else source[rows]
-    return _tensor(np.array(source[index.numpy() if rows is None else rows]))
+    found = _tensor(np.array(source[index.numpy() if rows is None else rows]))
+    _let_go(source)
+    return found
+
+
+def _let_go(source: np.ndarray[Any, Any]) -> None:
+    """Have a file's pages counted as this process's no longer: they stay in the system's cache, and the whole file may be larger than
+    the memory that the process may use. Not for a private map, whose changes would go with its pages."""
+    file, mode = getattr(source, "_mmap", None), getattr(source, "mode", None)
+    if file is not None and mode in ("r", "r+", "w+") and hasattr(mmap, "MADV_DONTNEED"):
+        file.madvise(mmap.MADV_DONTNEED)
 
 
 def chunks(num_data: int, event_size: int) -> list[Tensor]:

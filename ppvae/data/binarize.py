@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppvae import noise
+from ppvae.data import philox
 from ppvae.data.scan import Range, at, first
 from ppvae.data.tree import Leaf
 from ppvae.errors import DataError
@@ -41,10 +42,19 @@ def fixed_draws(grey: Tensor, levels: float, seed: int, positions: Tensor) -> Te
     return (uniform.to(grey.device) < grey / levels).to(grey.dtype)
 
 
-def fresh_draws(grey: Tensor, levels: float, generator: torch.Generator) -> Tensor:
-    """New Bernoulli draws (B, *event) from ``generator``, which lives on the CPU."""
-    uniform = torch.rand(grey.shape, dtype=grey.dtype, generator=generator)
-    return (uniform.to(grey.device) < grey / levels).to(grey.dtype)
+def fresh_draws(grey: Tensor, levels: float, key: Tensor, positions: Tensor) -> Tensor:
+    """New Bernoulli draws (B, *event), each row's from the key and its position alone.
+
+    A draw compares 16 random bits, so that a probability is met to 1 / 2^17: less than a ten-thousandth of a grey level of 255.
+
+    Args:
+        grey: (B, *event), in [0, levels].
+        levels: The value that is surely 1.
+        key: (2,), int64, each in [0, 2^32): of this occasion.
+        positions: (B,), int64, number of each row in the whole data set.
+    """
+    bits = philox.sixteen_bits(key, positions, grey[0].numel()).reshape(grey.shape)
+    return ((bits.to(grey.dtype) + 0.5) * (levels / 65536) < grey).to(grey.dtype)
 
 
 def known(way: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ppvae.data import binarize as ways
+from ppvae.data import philox
 from ppvae.data.arrays import as_slice, chunks, is_float, read
 from ppvae.data.checks import checked_labels, checked_tree, row_numbers
 from ppvae.data.scan import check_exact, scan
@@ -149,14 +150,23 @@ class Data:
 
         Args:
             rows: Which, a slice or (B,) integers.
-            generator: On the CPU. Where binarisation is dynamic it makes fresh draws; without it, and for all other data,
-                these are the rows of ``x``. Of a memory map only these rows are read.
+            generator: On the CPU. Where binarisation is dynamic its next number is the key of fresh draws, in which each row has
+                draws of its own; without it, and for all other data, these are the rows of ``x``. Of a memory map only these rows
+                are read.
         """
         rows = row_numbers(rows, len(self), self.name)
-        fresh = self.binarize == "dynamic" and generator is not None
-        if fresh or (self._mapped and "x" not in self.__dict__):
-            return self._values(self.index[rows], generator if fresh else None)
+        if self.binarize == "dynamic" and generator is not None:
+            return self._values(self.index[rows], torch.randint(philox.LOW + 1, (2,), generator=generator))
+        if (self._mapped or self.levels is not None) and "x" not in self.__dict__:  # bytes are looked at row by row, not made floats
+            return self._values(self.index[rows], None)
         return map_leaves(lambda values: read(values, rows), self.x)
+
+    def pieces(self, n: int) -> list[slice]:
+        """The first n rows as slices: one of them all, but for a memory map, of which no more is read at a time than fits in memory."""
+        if not self._mapped:
+            return [slice(0, n)]
+        size = sum(math.prod(leaf.shape[1:]) for _, leaf in named_leaves(self.source))
+        return [slice(int(rows[0]), int(rows[-1]) + 1) for rows in chunks(n, size)]
 
     def __getitem__(self, rows: slice | Tensor) -> Data:
         """These rows as a data set. Static draws stay what they are in the whole."""
@@ -209,11 +219,17 @@ class Data:
     def _mapped(self) -> bool:
         return any(isinstance(leaf, np.memmap) for _, leaf in named_leaves(self.source))
 
-    def _values(self, index: Tensor, generator: torch.Generator | None) -> Any:
-        """Rows ``index`` of the source as the model sees them, with fresh draws where there is a generator."""
+    def seen(self, stored: Any, index: Tensor, key: Tensor | None) -> Any:
+        """Rows as stored, (B, *event), as the model sees them: by tensor operations alone, except for static draws.
+
+        Args:
+            stored: Rows ``index`` of the source.
+            index: (B,), int64.
+            key: (2,), of fresh draws where binarisation is dynamic (``philox``); without it the fixed draws of ``x``.
+        """
         if not is_leaf(self.source):
-            return map_leaves(lambda leaf: _float(read(leaf, index)) if is_float(leaf) else read(leaf, index), self.source)
-        grey = _float(read(self.source, index))
+            return map_leaves(lambda leaf: _float(leaf) if is_float(leaf) else leaf, stored)
+        grey = _float(stored)
         grey = grey.reshape(len(grey), -1) if self.flatten else grey
         if self.levels is None:
             return grey
@@ -221,9 +237,12 @@ class Data:
             return grey / self.levels
         if self.binarize == "threshold":
             return ways.threshold(grey, self.levels)
-        if generator is not None:
-            return ways.fresh_draws(grey, self.levels, generator)
+        if self.binarize == "dynamic" and key is not None:
+            return ways.fresh_draws(grey, self.levels, key, index + self.first_row)
         return ways.fixed_draws(grey, self.levels, self.seed, index + self.first_row)
+
+    def _values(self, index: Tensor, key: Tensor | None) -> Any:
+        return self.seen(map_leaves(lambda leaf: read(leaf, index), self.source), index, key)
 
 
 def _float(values: Tensor) -> Tensor:
