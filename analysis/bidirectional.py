@@ -259,7 +259,7 @@ def _long_chains(path: paths.Path, begin: Tensor, settings: annealing.Settings, 
                 moved = hmc.transition(target, state, step_size=adaptation.averaged, num_leapfrog=settings.num_leapfrog, noise=source)
                 state = moved.state
                 kept.append(state.position.cpu())
-            parts.append((stretch.placed(state.position), *_convergence(torch.stack(kept, 1))))
+            parts.append((paths.placed(state.position, stretch.m, stretch.scale_tril), *_convergence(torch.stack(kept, 1))))
     evaluations = c * (1 + (num_warmup + num_draws) * settings.num_leapfrog)
     last, r_hat, ess = zip(*parts, strict=True)
     return _Chains(torch.cat(last, 1), torch.cat(r_hat), torch.cat(ess), False, evaluations)

@@ -23,7 +23,7 @@ from ppvae.hmc import check_settings
 from ppvae.local import condition, point_mass
 from ppvae.modules import Program
 from ppvae.pair import Pair
-from ppvae.paths import Stretch, normal_path
+from ppvae.paths import Evaluation, Stretch, normal_path, placed
 from ppvae.posteriors import Normals
 from ppvae.programs import measuring
 from ppvae.starts import start_of
@@ -162,10 +162,10 @@ class LocalAnnealed:
             u = pyro.sample("_unconstrained", normal, infer={"is_auxiliary": True})
         chains = u.reshape(-1, self.num_data, u.shape[-1])  # plates further out
         with poutine.block(), measuring(pair.model):  # outside the plate, whose dim the model's own takes
-            stretch = Stretch(self.coordinates, x, self.m, self.scale_tril, False)
+            stretch = Stretch(Evaluation(self.coordinates, False), x, self.m, self.scale_tril)
             v = stretch.whitened(chains)
             last = walk(stretch, v, self.frozen.temperatures, self.frozen.step_sizes, self.num_leapfrog, _Torch(v))
-            reached = stretch.placed(last.v)
+            reached = placed(last.v, stretch.m, stretch.scale_tril)
             # What log q must be for log p(x, z) - log q to be the log weight of the chain; the Normal's part stands at its own site.
             log_jacobian = self.coordinates.unpack(reached)[1].double() + self.scale_tril.diagonal(dim1=-2, dim2=-1).double().log().sum(-1)
             log_density = last.ends.log_joint - log_jacobian - last.log_weights - normal.log_prob(chains).double()

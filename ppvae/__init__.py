@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ppvae import simulate as simulate
     from ppvae.check import check as check
     from ppvae.fit import fit as fit
+    from ppvae.policy import compiling as compiling
     from ppvae.run import Run as Run
     from ppvae.run import load as load
     from ppvae.stream import log_weights as log_weights
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = ("analysis", "data", "errors", "families", "guides", "importance", "models", "nn", "objectives", "simulate")
-_NAMES = {"SVI": "svi", "Run": "run", "check": "check", "fit": "fit", "load": "run", "log_weights": "stream"}
+_NAMES = {"SVI": "svi", "Run": "run", "check": "check", "compiling": "policy", "fit": "fit", "load": "run", "log_weights": "stream"}
 __all__ = [*_MODULES, *_NAMES]
 
 

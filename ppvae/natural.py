@@ -34,7 +34,7 @@ def placed(m: Tensor, scale_tril: Tensor, e: Tensor) -> Tensor:
     return m + scale_tril * e if scale_tril.dim() == 2 else m + torch.einsum("nij,knj->kni", scale_tril, e)
 
 
-def step(m: Tensor, scale_tril: Tensor, structure: Tensor, e: Tensor, gradient: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+def step(m: Tensor, scale_tril: Tensor, structure: Tensor, e: Tensor, gradient: Tensor, rate: float | Tensor) -> tuple[Tensor, Tensor]:
     """One update of (m, L), (n, D) and (n, D, D).
 
     Args:
@@ -58,7 +58,7 @@ def step(m: Tensor, scale_tril: Tensor, structure: Tensor, e: Tensor, gradient: 
     return m + torch.einsum("nij,nj->ni", scale_tril, g), scale_tril + scale_tril @ shape
 
 
-def _diagonal_step(m: Tensor, scale: Tensor, e: Tensor, gradient: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+def _diagonal_step(m: Tensor, scale: Tensor, e: Tensor, gradient: Tensor, rate: float | Tensor) -> tuple[Tensor, Tensor]:
     d = scale * gradient + e
     g, shape = d.mean(0), (d * e).mean(0) / 2
     g = rate * g * _shrink(rate * g.norm(dim=-1, keepdim=True), LARGEST_MOVE * math.sqrt(m.shape[-1]))

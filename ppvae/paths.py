@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from ppvae import hmc, noise
 from ppvae.batches import Batch, take
+from ppvae.compilation import CompiledFunction
 from ppvae.coordinates import Coordinates
 from ppvae.errors import ArgumentError, FamilyError
 from ppvae.modules import Program
 from ppvae.pair import Pair
+from ppvae.policy import worth
 from ppvae.posteriors import Normals
 from ppvae.programs import measuring, prior_of
 from ppvae.refinement import PROPOSAL_STEPS, fit
@@ -27,6 +30,7 @@ from ppvae.starts import start_of
 
 STARTS = ("auto", "guide", "refined", "prior")
 WHITENING_DRAWS = 256
+WORTH_COMPILING = 2_000_000  # evaluations with their gradients: some 30 s eagerly, of which compiling saves a third
 REFINEMENT_DRAWS = 32
 
 
@@ -55,19 +59,55 @@ class Ends(NamedTuple):
         return value, gradient.to(self.base_gradient.dtype)
 
 
+class Evaluation:
+    """Both ends of a path as a function of tensors, compiled where there is work enough.
+
+    Args:
+        coordinates: The latents as u.
+        from_prior: Whether the base is the model's prior.
+        wanted: Whether to compile.
+        num_rows: Data of a usual stretch, the shape that is worth compiling.
+    """
+
+    def __init__(self, coordinates: Coordinates, from_prior: bool, wanted: bool = False, num_rows: int = 0) -> None:
+        self.coordinates, self.from_prior = coordinates, from_prior
+        self.function = CompiledFunction(self._ends, wanted=wanted, shapes=lambda inputs: len(inputs[1]) == num_rows)
+
+    def __call__(self, x: Batch, v: Tensor, m: Tensor, scale_tril: Tensor) -> Ends:
+        """Both ends at v, (C, n, D), for data x with whitening m (n, D) and L (n, D, D)."""
+        leaves, self._tree = _pytree.tree_flatten(x)
+        return Ends(*self.function(v.detach(), m, scale_tril, *leaves))
+
+    def _ends(self, v: Tensor, m: Tensor, scale_tril: Tensor, *leaves: Tensor) -> Ends:
+        x = _pytree.tree_unflatten(leaves, self._tree)
+        log_det = scale_tril.diagonal(dim1=-2, dim2=-1).double().abs().log().sum(-1)
+        with torch.enable_grad():
+            v = v.detach().requires_grad_(True)
+            u = placed(v, m, scale_tril)
+            if self.from_prior:
+                log_base, log_joint = prior_and_joint(self.coordinates, x, u)
+                base_gradient, joint_gradient = _gradient(log_base, v, keep=True), _gradient(log_joint, v)
+                return Ends(log_base.detach() + log_det, base_gradient, log_joint.detach() + log_det, joint_gradient)
+            log_joint = self.coordinates.log_density(x, u)
+            joint_gradient = _gradient(log_joint, v)
+        v = v.detach()
+        log_base = -0.5 * v.double().square().sum(-1) - 0.5 * v.shape[-1] * math.log(2 * math.pi)
+        return Ends(log_base, -v, log_joint.detach().double() + log_det, joint_gradient)
+
+
+def placed(v: Tensor, m: Tensor, scale_tril: Tensor) -> Tensor:
+    """u = m + L v, (C, n, D)."""
+    return m + torch.einsum("nij,cnj->cni", scale_tril, v)
+
+
 @dataclass(frozen=True)
 class Stretch:
-    """The path at some data: x, their whitening m (n, D) and L (n, D, D), and which base it starts from."""
+    """The path at some data: x, their whitening m (n, D) and L (n, D, D), and what evaluates its ends."""
 
-    coordinates: Coordinates
+    evaluation: Evaluation
     x: Batch
     m: Tensor
     scale_tril: Tensor
-    from_prior: bool
-
-    def placed(self, v: Tensor) -> Tensor:
-        """u = m + L v, (C, n, D)."""
-        return self.m + torch.einsum("nij,cnj->cni", self.scale_tril, v)
 
     def whitened(self, u: Tensor) -> Tensor:
         """v = L^-1 (u - m), (C, n, D)."""
@@ -77,19 +117,7 @@ class Stretch:
 
     def ends(self, v: Tensor) -> Ends:
         """Both ends at v, (C, n, D), and their gradients; one evaluation of the model."""
-        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).double().abs().log().sum(-1)
-        with torch.enable_grad():
-            v = v.detach().requires_grad_(True)
-            u = self.placed(v)
-            if self.from_prior:
-                log_base, log_joint = prior_and_joint(self.coordinates, self.x, u)
-                base_gradient, joint_gradient = _gradient(log_base, v, keep=True), _gradient(log_joint, v)
-                return Ends(log_base.detach() + log_det, base_gradient, log_joint.detach() + log_det, joint_gradient)
-            log_joint = self.coordinates.log_density(self.x, u)
-            joint_gradient = _gradient(log_joint, v)
-        v = v.detach()
-        log_base = -0.5 * v.double().square().sum(-1) - 0.5 * v.shape[-1] * math.log(2 * math.pi)
-        return Ends(log_base, -v, log_joint.detach().double() + log_det, joint_gradient)
+        return self.evaluation(self.x, v, self.m, self.scale_tril)
 
     def target(self, b: Tensor) -> hmc.Target:
         """log f_b as the kernel takes it; b is (n,)."""
@@ -134,6 +162,7 @@ class Path:
         from_prior: Whether the base is the model's prior; else it is N(m, L L^T).
         name: Of the start.
         num_evaluations: Model evaluations per datum that made the start.
+        evaluation: Of both ends; None evaluates eagerly.
     """
 
     coordinates: Coordinates
@@ -143,6 +172,13 @@ class Path:
     from_prior: bool
     name: str
     num_evaluations: int = 0
+    evaluation: Evaluation | None = None
+
+    def compiled(self, evaluations: int, num_rows: int) -> Path:
+        """The path for ``evaluations`` per datum, in stretches of ``num_rows``, compiled where that is worth it."""
+        usual = min(num_rows, self.pair.num_data)
+        wanted = worth(evaluations * usual * (self.pair.num_data // usual), WORTH_COMPILING)
+        return replace(self, evaluation=Evaluation(self.coordinates, self.from_prior, wanted, usual))
 
     @property
     def pair(self) -> Pair:
@@ -151,7 +187,8 @@ class Path:
 
     def stretch(self, rows: slice) -> Stretch:
         """The path at some of the data."""
-        return Stretch(self.coordinates, take(self.x, rows), self.m[rows], self.scale_tril[rows], self.from_prior)
+        evaluation = self.evaluation or Evaluation(self.coordinates, self.from_prior)
+        return Stretch(evaluation, take(self.x, rows), self.m[rows], self.scale_tril[rows])
 
     def drawn(self, rows: slice, num_chains: int, source: hmc.Source, seed: int, purpose: str) -> Tensor:
         """Exact draws from the base, v of shape (C, n, D)."""

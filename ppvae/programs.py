@@ -18,7 +18,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppvae import bernoulli
 from ppvae.batches import Batch, device_of, each
+from ppvae.capture import capturing
 from ppvae.errors import PpvaeError, ProgramError, ShapeError
 from ppvae.modules import Program, device_of_programs, eval_mode, freeze, frozen_parameters
 
@@ -82,7 +84,10 @@ def in_data_plate(site: Any) -> bool:
 
 def log_prob(site: Any) -> Tensor:
     """log p(value) by batch element, masks applied, scales not: a density has no training weight."""
-    density: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    if capturing() and bernoulli.applies(site["fn"]):
+        density = bernoulli.log_prob(site["fn"], site["value"])
+    else:
+        density = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(density, 1.0, site["mask"])  # type: ignore[no-any-return]
 
 

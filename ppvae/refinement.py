@@ -14,18 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from ppvae import natural, noise
 from ppvae.batches import Batch, digest, take
+from ppvae.compilation import CompiledFunction
 from ppvae.errors import FamilyError, check_count
 from ppvae.local import LocalPosterior, LocalUnconstrained
 from ppvae.pair import Pair
+from ppvae.policy import worth
 from ppvae.posteriors import Freed, FreedUnconstrained, Normals
 from ppvae.programs import measuring
+from ppvae.ranks import shared
 from ppvae.starts import FAMILIES, INNER, start_of, whitened
 
 COMMON_DRAWS, COMMON_ROWS = 128, 32  # draws that two states are compared on, and data that share a seed for them
 ROWS_PER_CALL = 4096
+WORTH_COMPILING = 2_000_000  # evaluations of log p(x, z) with its gradient: some 30 s eagerly, of which compiling saves a third
 PROPOSAL_STEPS = 40  # full rank: within 0.05 nats of its optimum, enough to propose from
 LARGEST_FULL_RANK = 200  # dimensions above which a full covariance costs more than the decoder
 # (steps, draws a step): Normals by natural gradient; the others by Adam. A flow gains nothing from few draws.
@@ -105,13 +110,15 @@ def fit(
         base = start_of(pair, x, "full_rank", seed)
         assert isinstance(base, Normals)
         base_steps, base_draws = SCHEDULES["full_rank"]
-        normals = _Normal(base, pair, x, base_draws, seed)
+        normals = _Normal(base, pair, x, base_draws, base_steps, seed)
         _run(normals, base_steps, seed, report=False)
         evaluations += base_steps * base_draws
         fitting: _Normal | _Adam = _Adam(whitened(family, base, normals.m, normals.scale_tril, seed), pair, x, num_draws, steps, seed)
     else:
         start = start_of(pair, x, family, seed)
-        fitting = _Normal(start, pair, x, num_draws, seed) if isinstance(start, Normals) else _Adam(start, pair, x, num_draws, steps, seed)
+        fitting = (
+            _Normal(start, pair, x, num_draws, steps, seed) if isinstance(start, Normals) else _Adam(start, pair, x, num_draws, steps, seed)
+        )
     gain = _run(fitting, steps, seed, report)
     guide = fitting.guide()
     guide.name, guide.belongs_to = f"refined {family}", digest(x)
@@ -121,22 +128,26 @@ def fit(
 
 def _run(fitting: _Normal | _Adam, steps: int, seed: int, report: bool) -> Tensor:
     """Take the steps for all data; the gain of the second half, (N,)."""
-    gains = []
-    for rows in noise.blocks(fitting.pair.num_data, fitting.rows_at_once):
+
+    def refine(rows: slice) -> tuple[Tensor, Any]:
         index = torch.arange(rows.start, rows.stop)
         start: Any = fitting.state(index)
         fitting.advance(index, 0, steps // 2)
         half: Any = fitting.state(index)
         fitting.advance(index, steps // 2, steps)
         if not report:
-            gains.append(torch.full((len(index),), torch.nan, dtype=torch.float64))
-            continue
+            return torch.full((len(index),), torch.nan, dtype=torch.float64), fitting.state(index)
         last = fitting.value(index)
         gained, worse = _compared(last, fitting, index, half)
         _, worse_than_start = _compared(last, fitting, index, start)
         fitting.put_back(index[worse], half, worse)
         fitting.put_back(index[worse_than_start & ~worse], start, worse_than_start & ~worse)
-        gains.append(gained.clamp(min=0))
+        return gained.clamp(min=0), fitting.state(index)
+
+    gains = []
+    for rows, (gain, state) in shared().each(noise.blocks(fitting.pair.num_data, fitting.rows_at_once), refine):
+        fitting.put_back(torch.arange(rows.start, rows.stop), state, torch.ones(len(gain), dtype=torch.bool))  # another process did it
+        gains.append(gain)
     return torch.cat(gains)
 
 
@@ -157,23 +168,36 @@ def _blocks(index: Tensor) -> Iterator[tuple[slice, int]]:
         yield part, int(index[part.start])
 
 
+def _compiled(function: Any, pair: Pair, rows_at_once: int, evaluations: int) -> CompiledFunction:
+    """A step of ``rows_at_once`` data, or of all where they are fewer, compiled where ``evaluations`` of each datum are worth it."""
+    usual = min(rows_at_once, pair.num_data)
+    wanted = worth(evaluations * usual * (pair.num_data // usual), WORTH_COMPILING)
+    return CompiledFunction(function, wanted=wanted, shapes=lambda inputs: len(inputs[0]) == usual)
+
+
 class _Normal:
     """Normal posteriors, by natural gradient."""
 
-    def __init__(self, start: Normals, pair: Pair, x: Batch, num_draws: int, seed: int) -> None:
+    def __init__(self, start: Normals, pair: Pair, x: Batch, num_draws: int, steps: int, seed: int) -> None:
         self.start, self.pair, self.x, self.num_draws, self.seed = start, pair, x, num_draws, seed
         self.m, self.scale_tril = start.m.clone(), start.scale_tril.clone()
         self.rows_at_once = noise.BLOCK_ROWS * max(1, ROWS_PER_CALL // (num_draws * noise.BLOCK_ROWS))
+        self._step = _compiled(self._moved, pair, self.rows_at_once, steps * num_draws)
 
     def advance(self, index: Tensor, begin: int, end: int) -> None:
-        x, coordinates = take(self.x, index.to(self.pair.device)), self.start.coordinates
+        x = take(self.x, index.to(self.pair.device))
         generators = [noise.generator(self.seed, "refine", first, begin) for _, first in _blocks(index)]
         m, scale_tril = self.m[index], self.scale_tril[index]
+        leaves, self._tree = _pytree.tree_flatten(x)
         for t in range(begin, end):
-            e = self._draws(generators, index)
-            _, gradient = coordinates.gradient(x, natural.placed(m, scale_tril, e))
-            m, scale_tril = natural.step(m, scale_tril, self.start.structure, e, gradient, natural.rate_at(t))
+            rate = torch.tensor(natural.rate_at(t), dtype=torch.float64)
+            m, scale_tril = self._step(m, scale_tril, self._draws(generators, index), rate, *leaves)
         self.m[index], self.scale_tril[index] = m, scale_tril
+
+    def _moved(self, m: Tensor, scale_tril: Tensor, e: Tensor, rate: Tensor, *leaves: Tensor) -> tuple[Tensor, Tensor]:
+        x = _pytree.tree_unflatten(leaves, self._tree)
+        _, gradient = self.start.coordinates.gradient(x, natural.placed(m, scale_tril, e))
+        return natural.step(m, scale_tril, self.start.structure, e, gradient, rate)
 
     def _draws(self, generators: list[torch.Generator], index: Tensor) -> Tensor:
         dim = self.start.coordinates.dim

@@ -198,7 +198,7 @@ def test_one_temperature_is_importance_sampling_from_the_start():
     settings = Settings(1, 8, 3, "linear")
     run = annealing.forward(path, annealing.tables(path, settings, 1), settings, 2)
     v = hmc.Noise(2, "forward", 0, rows=slice(0, 6)).normal(8, 2)
-    u = path.stretch(slice(0, 6)).placed(v)
+    u = paths.placed(v, path.m[:6], path.scale_tril[:6])
     log_p = dist.Normal(0.0, 1.0).log_prob(u).sum(-1) + dist.Normal(u @ model.weight.mT + model.bias, 0.7).log_prob(x).sum(-1)
     log_q = dist.MultivariateNormal(path.m, scale_tril=path.scale_tril).log_prob(u)
     assert torch.allclose(run.log_weights, log_p - log_q, rtol=0, atol=1e-9)

@@ -281,7 +281,7 @@ def test_a_spoiled_second_half_is_taken_back():
     """Steps that end far away: the state half way is kept for every datum, and the gain is told as none."""
     correlated, x, _ = correlated_posterior(0.5, num_data=5)
     pair = Pair(correlated, MeanField(correlated, offset=1.0), x)
-    fitting = refinement._Normal(start_of(pair, x, "same", 0), pair, x, num_draws=8, seed=0)
+    fitting = refinement._Normal(start_of(pair, x, "same", 0), pair, x, num_draws=8, steps=2, seed=0)
     advance = fitting.advance
 
     def spoiled(index, begin, end):
@@ -299,7 +299,7 @@ def test_common_draws_are_common_to_both_states():
     """A start that is the optimum of a full-rank family never moves: by common draws its gain is 0 to rounding, by others whole nats."""
     correlated, x, _ = correlated_posterior(0.5, num_data=40)
     pair = Pair(correlated, MeanField(correlated, offset=3.0), x)
-    fitting = refinement._Normal(start_of(pair, x, "same", 0), pair, x, num_draws=8, seed=0)
+    fitting = refinement._Normal(start_of(pair, x, "same", 0), pair, x, num_draws=8, steps=2, seed=0)
     fitting.advance = lambda index, begin, end: None
     assert refinement._run(fitting, 40, 0, report=True).tolist() == [0.0] * 40
 
