@@ -8,6 +8,7 @@ with a seed of its own and are frozen before the run: only then is E[w] = p(x).
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from ppvae.batches import take
 from ppvae.errors import ArgumentError, DivergedError, check_count
 from ppvae.paths import Ends, Path, Stretch
 from ppvae.programs import measuring
+from ppvae.ranks import shared
 from ppvae.stream import ROWS_AT_ONCE
 
 SCHEDULES = ("auto", "linear", "sigmoid", "equal")
@@ -130,12 +132,14 @@ def tables(path: Path, settings: Settings, seed: int, blocks_at_once: int | None
     if settings.step_size is not None:
         b = schedule(settings.schedule, t).to(path.m.device)[:, None].expand(-1, n)
         return Tables(b, b.new_full((t - 1, n), settings.step_size), 0)
-    found = []
-    for rows in stretches(n, PILOT_CHAINS, blocks_at_once):
+
+    def walked(rows: slice) -> tuple[Tensor, Tensor]:
         with measuring(path.pair.model, path.pair.guide):
             source = hmc.Noise(seed, "pilot", rows=rows, device=path.m.device)
             v = path.drawn(rows, PILOT_CHAINS, source, seed, "pilot")
-            found.append(pilot(path.stretch(rows), v, settings, source))
+            return pilot(path.stretch(rows), v, settings, source)
+
+    found = [both for _, both in shared().each(stretches(n, PILOT_CHAINS, blocks_at_once), walked)]
     return Tables(torch.cat([b for b, _ in found], 1), torch.cat([e for _, e in found], 1), pilot_evaluations(settings))
 
 
@@ -240,25 +244,27 @@ def _run(path: Path, frozen: Tables, settings: Settings, seed: int, u: Tensor | 
     acceptance, nonfinite = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.long)
     ended = torch.empty(c, n, path.coordinates.dim, dtype=path.m.dtype)
     direction = "forward" if u is None else "reverse"
-    for rows in stretches(n, c, blocks_at_once):
-        stretch = path.stretch(rows)
-        for chains in noise.blocks(c, noise.BLOCK_PARTICLES):
-            size = chains.stop - chains.start
-            source = hmc.Noise(seed, direction, chains.start, rows=rows, device=device)
-            with measuring(path.pair.model, path.pair.guide):
-                if u is None:
-                    v = path.drawn(rows, size, source, seed, f"{direction}/{chains.start}")
-                else:
-                    v = stretch.whitened((u if len(u) == 1 else u[chains])[:, rows].to(path.m)).expand(size, -1, -1)
-                last = walk(
-                    stretch, v, frozen.temperatures[:, rows], frozen.step_sizes[:, rows], settings.num_leapfrog, source, u is not None
-                )
-            _refuse_nan(last.first_energy, rows, u is not None)
-            log_weights[chains, rows] = last.log_weights.cpu()
-            ended[chains, rows] = last.v.cpu()
-            first_energy[chains, rows] = last.first_energy.cpu()
-            acceptance[rows] += last.acceptance.sum(0).cpu()
-            nonfinite[rows] += last.num_nonfinite.cpu()
+    whole = stretches(n, c, blocks_at_once)
+    path = path.compiled(c * (settings.num_temperatures - 1) * settings.num_leapfrog, whole[0].stop)
+
+    def walked(where: tuple[slice, slice]) -> tuple[Tensor, ...]:
+        rows, chains = where
+        stretch, size = path.stretch(rows), chains.stop - chains.start
+        source = hmc.Noise(seed, direction, chains.start, rows=rows, device=device)
+        with measuring(path.pair.model, path.pair.guide):
+            if u is None:
+                v = path.drawn(rows, size, source, seed, f"{direction}/{chains.start}")
+            else:
+                v = stretch.whitened((u if len(u) == 1 else u[chains])[:, rows].to(path.m)).expand(size, -1, -1)
+            last = walk(stretch, v, frozen.temperatures[:, rows], frozen.step_sizes[:, rows], settings.num_leapfrog, source, u is not None)
+        _refuse_nan(last.first_energy, rows, u is not None)
+        found = last.log_weights, last.v, last.first_energy, last.acceptance.sum(0), last.num_nonfinite
+        return tuple(part.cpu() for part in found)
+
+    for (rows, chains), last in shared().each(itertools.product(whole, noise.blocks(c, noise.BLOCK_PARTICLES)), walked):
+        log_weights[chains, rows], ended[chains, rows], first_energy[chains, rows] = last[:3]
+        acceptance[rows] += last[3]
+        nonfinite[rows] += last[4]
     transitions = settings.num_temperatures - 1
     acceptance = acceptance / (transitions * c) if transitions else torch.full_like(acceptance, torch.nan)
     return Annealed(log_weights, first_energy, acceptance, nonfinite, ended, c * (1 + transitions * settings.num_leapfrog))

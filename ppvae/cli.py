@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -111,6 +111,8 @@ class Train(Pair):
         beta: Weight of the KL term, after the warm-up.
         clip_norm: Largest norm of the gradient.
         patience: Stop after so many epochs without a better validation ELBO.
+        compile: Whether steps run as compiled arithmetic: auto from 3,000 steps on, yes, no.
+        precision: float32, or bfloat16 for the networks of compiled steps where that pays.
         device: auto, cpu, cuda, cuda:1.
         out: The run folder; by default runs/ and the name of the data.
         resume: Go on from the newest checkpoint of the run folder, or start where there is none.
@@ -127,6 +129,8 @@ class Train(Pair):
     beta: float = 1.0
     clip_norm: float | None = None
     patience: int | None = None
+    compile: Literal["auto", "yes", "no"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     out: Path | None = None
     resume: bool = False
@@ -255,11 +259,13 @@ def _run(arguments: list[str]) -> int:
     started = time.monotonic()
     name = chosen("command", arguments[0], list(COMMANDS))
     options = _parsed(name, arguments[1:])
-    say(f"ppvae {name}: {_first_words(options)}")
+    if _is_first():
+        say(f"ppvae {name}: {_first_words(options)}")
     from ppvae import commands
 
     code: int = getattr(commands, name)(options)
-    say(f"ppvae {name}: done in {time.monotonic() - started:.1f} s")
+    if _is_first():
+        say(f"ppvae {name}: done in {time.monotonic() - started:.1f} s")
     return code
 
 
@@ -311,8 +317,13 @@ def say(text: str) -> None:
 def _failed(problem: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    say(f"error: {problem}")
+    say(f"error: {problem}" if _is_first() else f"error in process {os.environ['RANK']}: {problem}")
     return code
+
+
+def _is_first() -> bool:
+    """Whether this process is the only one of a job, or the first: torchrun says it to each before torch is imported."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

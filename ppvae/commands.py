@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,12 +24,15 @@ from ppvae.analysis.reference import REFERENCES
 from ppvae.cli import UsageError, chosen, say
 from ppvae.data import Data, Splits
 from ppvae.errors import DataError, MissingFileError, RunError
+from ppvae.ranks import shared, sharing, started
 from ppvae.run import CONFIG, PROGRAM, Run, holds_a_run, template_of
 from ppvae.starts import FAMILIES
 
 COMMAND = "command.json"  # the arguments of `ppvae train`, in its run folder
 SPLITS = ["train", "validation", "test"]
 ELBO_PARTICLES = 1000
+
+COMPILE: dict[str, str | bool] = {"auto": "auto", "yes": True, "no": False}
 
 
 def check(options: cli.Check) -> int:
@@ -42,13 +47,14 @@ def check(options: cli.Check) -> int:
 def train(options: cli.Train) -> int:
     """``ppvae train``."""
     try:
-        with _threads(options.threads):
+        _check_device(options.device)
+        with _together(options.device, options.threads):
             run = _train(options)
+            print(run)
+            print(f"next: ppvae evaluate {run.folder}")
     except KeyboardInterrupt:
         say("the same command with --resume goes on from the newest checkpoint")
         raise
-    print(run)
-    print(f"next: ppvae evaluate {run.folder}")
     return 0
 
 
@@ -56,7 +62,7 @@ def evaluate(options: cli.Evaluate) -> int:
     """``ppvae evaluate``."""
     run, data = _run_and_data(options)
     few = min(options.num_particles, ELBO_PARTICLES)
-    with _threads(options.threads):
+    with _together("cpu", options.threads):
         _tell(run, "elbo", options, analysis.elbo(run.model, run.guide, data, num_particles=few, seed=options.seed))
         found = analysis.log_likelihood(
             run.model,
@@ -67,20 +73,21 @@ def evaluate(options: cli.Evaluate) -> int:
             tolerance=options.tolerance,
             seed=options.seed,
         )
-    _tell(run, "log_likelihood", options, found)
+        _tell(run, "log_likelihood", options, found)
     return 0
 
 
 def gaps(options: cli.Gaps) -> int:
     """``ppvae gaps``."""
     run, data = _run_and_data(options)
-    with _threads(options.threads):
+    with _together("cpu", options.threads):
         families = tuple(chosen("family", name, list(FAMILIES)) for name in options.families)
         reference = chosen("reference", options.reference, list(REFERENCES))
         found = analysis.inference_gaps(run.model, run.guide, data, families=families, reference=reference, seed=options.seed)
-    _tell(run, "inference_gaps", options, found)
-    path = options.run / "figures" / f"{_result_name('gaps', options)}.png"
-    say(f"figure: {plots.save(plots.gap_decomposition(found), path)}")
+        _tell(run, "inference_gaps", options, found)
+        path = options.run / "figures" / f"{_result_name('gaps', options)}.png"
+        if shared().first:
+            say(f"figure: {plots.save(plots.gap_decomposition(found), path)}")
     return 0
 
 
@@ -150,10 +157,9 @@ def _train(options: cli.Train) -> Run:
         raise RunError(
             f"{folder} already holds a run", mend=["--resume goes on from its newest checkpoint", "--out FOLDER trains into another"]
         )
-    _check_device(options.device)
     data = _data_of(options)
     model, guide, source = commands_pairs.pair(data.train, options)
-    if not holds_a_run(folder):  # a resumed run keeps the arguments of its start
+    if not holds_a_run(folder) and shared().first:  # a resumed run keeps the arguments of its start
         record = asdict(options) | {"data": _lasting(options.data), "out": str(folder), "image_shape": _stored_image_shape(data.train)}
         checkpoint.write_json(folder / COMMAND, record)
     run = ppvae.fit(
@@ -171,6 +177,8 @@ def _train(options: cli.Train) -> Run:
         out=folder,
         resume=options.resume,
         checkpoint_every=options.checkpoint_every,
+        compile=COMPILE[options.compile],
+        precision=options.precision,
         device=options.device,
         source=source,
     )
@@ -187,6 +195,8 @@ def _check_device(name: str) -> None:
 
 def _tell(run: Run, what: str, options: cli.Evaluate | cli.Gaps, result: Any) -> None:
     """Print a result's sentence and write it into the run folder."""
+    if not shared().first:  # every process has all numbers
+        return
     print(result, flush=True)
     path = run.write_result(_result_name(what, options), result.as_dict())
     say(f"written: {path}")
@@ -271,6 +281,20 @@ def _free_folder(first: Path) -> Path:
         number += 1
         folder = first.with_name(f"{first.name}-{number}")
     return folder
+
+
+@contextmanager
+def _together(device: str, threads: int | None) -> Iterator[None]:
+    """The processes that torchrun has started, measurement shared out to them; all but the first are silent, unless by their errors."""
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(started(device))
+        stack.enter_context(sharing(ranks))
+        stack.enter_context(_threads(threads))
+        if not ranks.first:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
 
 
 @contextmanager

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppvae import cli, factory, guides, models, noise
-from ppvae.batches import take
 from ppvae.cli import UsageError, chosen
 from ppvae.data import Data
 from ppvae.errors import DataError, ShapeError
@@ -69,7 +67,7 @@ def pair(data: Data, options: cli.Pair) -> tuple[Any, Any, dict[str, str] | None
     with noise.seeded(options.seed, "programs"):
         if ":" in options.program:
             path, _, name = options.program.rpartition(":")
-            return factory.build(f"{Path(path).expanduser().resolve()}:{name}", take(data.x, slice(0, 2)))
+            return factory.build(f"{Path(path).expanduser().resolve()}:{name}", data.batch(slice(0, 2)))
         if options.program.endswith(".py"):
             raise UsageError(f"'{options.program}' names a file, and no function in it", mend=f"--program {options.program}:function")
         model, guide = BUILDERS[_known(options.program)](data, options)
@@ -104,10 +102,15 @@ def _likelihood(data: Data, options: cli.Pair) -> Any:
         return LIKELIHOODS[chosen("likelihood", options.likelihood, list(LIKELIHOODS))]
     if data.measure == "Lebesgue":
         return models.Normal
-    if data.binarize != "none" or bool(((data.x == 0) | (data.x == 1)).all()):
+    if data.binarize != "none" or all(_binary(data.batch(rows)) for rows in data.pieces(len(data))):
         return models.Bernoulli
     raise DataError(
-        f"the data are whole numbers up to {float(torch.as_tensor(data.x).max()):g}, and no likelihood was named",
+        f"the data are whole numbers up to {max(float(data.batch(rows).max()) for rows in data.pieces(len(data))):g}, "
+        "and no likelihood was named",
         where=data.name,
         mend=["--binarize threshold, for images", "--likelihood normal", "--program file.py:function, with a likelihood of counts"],
     )
+
+
+def _binary(x: Tensor) -> bool:
+    return bool(((x == 0) | (x == 1)).all())

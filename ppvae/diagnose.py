@@ -15,6 +15,8 @@ from ppvae.errors import DivergedError
 from ppvae.programs import in_data_plate, sample_sites
 from ppvae.svi import SVI
 
+NO_DATUM = "every density"
+
 
 def diagnose(svi: SVI, x: Batch, rows: Tensor) -> str:
     """One clause that names the first site and datum whose density is not finite, or else the datum whose gradient is not.
@@ -75,4 +77,4 @@ def _of_gradient(svi: SVI, x: Batch, rows: Tensor) -> str:
         zero_grads(svi.leaves)
         if bad:
             return f"all densities are finite, the gradient of datum {int(rows[i])} is not"
-    return "every density and the gradient of every single datum are finite: it is their sum that overflowed"
+    return f"{NO_DATUM} and the gradient of every single datum are finite: it is their sum that overflowed"

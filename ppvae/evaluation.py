@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from ppvae.pair import Pair
 from ppvae.programs import measuring
 from ppvae.stream import stream
 
+Pieces = Callable[[], Iterable[tuple[Pair, Batch]]]  # asked for more than once: the data, piece by piece
 ACTIVE = 0.01  # Burda et al. (2016), sec. 5.1.2: a unit is active where Var_x(E_q[u]) exceeds this
 
 
@@ -31,15 +33,21 @@ class Evaluation:
 
 def evaluate(pair: Pair, x: Batch, seed: int) -> Evaluation:
     """Evaluate a pair on (N, *event), eval mode, with some 5,000 draws in all and at least one per datum."""
-    n = pair.num_data
+    return evaluate_pieces(lambda: [(pair, x)], pair.num_data, seed)
+
+
+def evaluate_pieces(pieces: Pieces, n: int, seed: int) -> Evaluation:
+    """The same of n data that come in pieces: a data set that does not fit in memory."""
     particles = min(64, max(1, math.ceil(5000 / n)))
     elbo, rate, distortion = (torch.zeros(n, dtype=torch.float64) for _ in range(3))
-    for terms in stream(pair, x, num_particles=particles, seed=seed):
-        share = (terms.particles.stop - terms.particles.start) / particles
-        elbo[terms.rows] += terms.log_weights.mean(0).cpu() * share
-        rate[terms.rows] += terms.rate.mean(0).cpu() * share
-        distortion[terms.rows] += terms.distortion.mean(0).cpu() * share
-    variance = unit_variances(pair, x, seed)
+    for first, pair, x, own_seed in _placed(pieces, seed):
+        for terms in stream(pair, x, num_particles=particles, seed=own_seed):
+            rows = slice(first + terms.rows.start, first + terms.rows.stop)
+            share = (terms.particles.stop - terms.particles.start) / particles
+            elbo[rows] += terms.log_weights.mean(0).cpu() * share
+            rate[rows] += terms.rate.mean(0).cpu() * share
+            distortion[rows] += terms.distortion.mean(0).cpu() * share
+    variance = _unit_variances(pieces, seed, 16)
     return Evaluation(
         elbo.mean().item(),
         (elbo.std() / math.sqrt(n)).item() if n > 1 else math.nan,
@@ -59,17 +67,30 @@ def unit_variances(pair: Pair, x: Batch, seed: int, num_particles: int = 16) -> 
     References:
         Burda, Grosse, Salakhutdinov (2016), sec. 5.1.2.
     """
-    one, other = (_posterior_means(pair, x, seed, half, 1) for half in (0, 1))
+    return _unit_variances(lambda: [(pair, x)], seed, num_particles)
+
+
+def _unit_variances(pieces: Pieces, seed: int, num_particles: int) -> dict[str, Tensor]:
+    one, other = (_posterior_means(pieces, seed, half, 1) for half in (0, 1))
     if any(not torch.equal(one[name], other[name]) for name in one):
-        one, other = (_posterior_means(pair, x, seed, half, num_particles) for half in (0, 1))
+        one, other = (_posterior_means(pieces, seed, half, num_particles) for half in (0, 1))
     return {name: ((one[name] - one[name].mean(0)) * (other[name] - other[name].mean(0))).mean(0) for name in one}
 
 
-def _posterior_means(pair: Pair, x: Batch, seed: int, half: int, num_particles: int) -> dict[str, Tensor]:
+def _placed(pieces: Pieces, seed: int) -> Iterator[tuple[int, Pair, Batch, int]]:
+    """The number of each piece's first row, the piece, and its seed."""
+    first = 0
+    for pair, x in pieces():
+        yield first, pair, x, noise.derived_seed(seed, "piece", first) if first else seed
+        first += pair.num_data
+
+
+def _posterior_means(pieces: Pieces, seed: int, half: int, num_particles: int) -> dict[str, Tensor]:
     """E_q[z | x] by site, (N, units)."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
-    for rows in noise.blocks(pair.num_data, 1024):
-        with noise.seeded(seed, "means", half, rows.start, device=pair.device), measuring(pair.model, pair.guide):
-            for name, mean in pair.posterior_means(take(x, rows), rows, num_particles).items():
-                parts[name].append(mean.double().cpu().reshape(len(mean), -1))
+    parts: dict[str, list[Tensor]] = {}
+    for _, pair, x, own_seed in _placed(pieces, seed):
+        for rows in noise.blocks(pair.num_data, 1024):
+            with noise.seeded(own_seed, "means", half, rows.start, device=pair.device), measuring(pair.model, pair.guide):
+                for name, mean in pair.posterior_means(take(x, rows), rows, num_particles).items():
+                    parts.setdefault(name, []).append(mean.double().cpu().reshape(len(mean), -1))
     return {name: torch.cat(means) for name, means in parts.items()}

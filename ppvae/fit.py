@@ -7,6 +7,7 @@ import copy
 import functools
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,15 +19,18 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 
 from ppvae import checkpoint, noise
-from ppvae.batches import Batch, each, take
+from ppvae.batches import Batch, each
+from ppvae.capture import why_no_compiler
 from ppvae.check import check
 from ppvae.data import Data
 from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
-from ppvae.header import described, say_header
+from ppvae.header import described, say_header, say_shift
 from ppvae.modules import Program, frozen_parameters, modules_of
 from ppvae.objectives import Linear, Weight, is_linear
+from ppvae.optimizer import OptimizerFactory
 from ppvae.pair import Pair
 from ppvae.progress import Progress
+from ppvae.ranks import sharing, started
 from ppvae.resume import use_best
 from ppvae.run import (
     CONFIG,
@@ -42,10 +46,12 @@ from ppvae.run import (
 )
 from ppvae.stream import stream
 from ppvae.support import warn_relaxed
-from ppvae.svi import SVI, OptimizerFactory, check_compile, check_objective
-from ppvae.training import Training, rows_measured
+from ppvae.surrogates import why_not
+from ppvae.svi import SVI, check_compile, check_objective
+from ppvae.together import SharedSVI
+from ppvae.training import WORTH_COMPILING, Training, rows_measured
 
-MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "device")  # on resuming
+MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "device", "ranks")  # on resuming
 
 
 def fit(
@@ -68,6 +74,7 @@ def fit(
     resume: bool = False,
     checkpoint_every: float = 60.0,
     compile: str | bool = "auto",
+    precision: str = "float32",
     device: str | torch.device = "auto",
     callback: Callable[[dict[str, Any]], Any] | None = None,
     source: Mapping[str, str] | None = None,
@@ -91,8 +98,14 @@ def fit(
         out: The run folder; None keeps the run in memory.
         resume: Go on from the newest sound checkpoint of ``out``, or start where there is none.
         checkpoint_every: Seconds between checkpoints.
-        compile: "auto" or False. This version runs every step eagerly, and the run folder says so.
-        device: "auto" (CUDA where there is one), or a torch device.
+        compile: True captures the programs and compiles the step; False runs every step by Pyro; "auto" compiles where that is worth its
+            time: from 3,000 steps in all, the last, shorter batch of an epoch from 3,000 epochs. The folder records which, and a
+            resumed run obeys it. A pair that cannot be captured, or whose compiled step is not what eager Pyro computes, runs
+            eagerly, and one line says why (``engine``).
+        precision: "bfloat16" runs the networks of compiled steps in bfloat16 where that pays: on a CPU from 256 rows. What it does to the
+            loss, against float32 with the same noise, is said at the end; every epoch is measured in float32.
+        device: "auto" (CUDA where there is one), or a torch device. Several processes, started by torchrun or a process group of the
+            caller's, train together, each on its share of every batch (``ppvae.ranks``): all of them call this alike.
         callback: Called with each epoch's row of the history; returning False stops the run.
         source: How a program given by a file is found again: its file, name and SHA-256.
 
@@ -110,44 +123,51 @@ def fit(
     validation = Data.of(validation) if validation is not None else None
     objective = objective if objective is not None else Trace_ELBO()
     optimizer = optimizer if optimizer is not None else functools.partial(torch.optim.Adam, lr=1e-3)
-    _check_arguments(epochs, batch_size, patience, validation, objective, optimizer, scheduler, compile)
+    _check_arguments(epochs, batch_size, patience, validation, objective, optimizer, scheduler, compile, precision)
     optimizer = _unused(optimizer) if isinstance(optimizer, PyroOptim) else optimizer
     objective = copy.copy(objective)  # it notes its plates in itself, and the next run must find it as it was
     total_steps = epochs * math.ceil(len(data) / batch_size)
     beta, likelihood_weight = (w.resolved(total_steps) if isinstance(w, Linear) else w for w in (beta, likelihood_weight))
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    config = {
-        "objective": described(objective),
-        "optimizer": described(optimizer),
-        "scheduler": described(scheduler),
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "beta": described(beta),
-        "likelihood_weight": described(likelihood_weight),
-        "clip_norm": clip_norm,
-        "patience": patience,
-        "seed": seed,
-        "checkpoint_every": checkpoint_every,
-        "engine": "eager",
-        "device": str(device),
-        "data": data.describe(),
-        "validation": validation.describe() if validation is not None else None,
-    }
-    progress = Progress()
-    folder = Path(out) if out is not None else None
-    _check_last_batch(model, guide, len(data), batch_size)
-    for module in {id(m): m for program in (model, guide) for m in modules_of(program).values()}.values():
-        module.to(device)
     with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(started(device))
+        stack.enter_context(sharing(ranks))
+        device = ranks.device or torch.device("cpu")
+        folder = Path(out) if out is not None else None
+        why_eager = _engine(compile, objective, total_steps, device, folder if resume else None)
+        config = {
+            "objective": described(objective),
+            "optimizer": described(optimizer),
+            "scheduler": described(scheduler),
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "beta": described(beta),
+            "likelihood_weight": described(likelihood_weight),
+            "clip_norm": clip_norm,
+            "patience": patience,
+            "seed": seed,
+            "checkpoint_every": checkpoint_every,
+            "engine": "compiled" if not why_eager else "eager",
+            "precision": precision,
+            "device": str(device) if ranks.size == 1 else device.type,
+            "ranks": ranks.size,
+            "data": data.describe(),
+            "validation": validation.describe() if validation is not None else None,
+        }
+        ranks.check_same(config, "the arguments")
+        progress = Progress() if ranks.first else _silently(stack)
+        _check_last_batch(model, guide, len(data), batch_size, ranks.size)
+        for module in {id(m): m for program in (model, guide) for m in modules_of(program).values()}.values():
+            module.to(device)
         if folder is not None:
-            stack.enter_context(locked(folder))
-            _refuse_folder(folder, resume, config)
+            ranks.by_first(functools.partial(_enter_folder, stack, folder, resume, config))
         stack.enter_context(noise.forked(device))
         stack.enter_context(pyro.validation_enabled(False))  # our own check before every update costs less and names the datum
         store = stack.enter_context(pyro.get_param_store().scope())
         run = Run(Stored(model, store), Stored(guide, store), folder=folder, config=config)
+        step: dict[str, Any] = {"optimizer": optimizer, "objective": objective, "beta": beta, "likelihood_weight": likelihood_weight}
+        step |= {"clip_norm": clip_norm, "compile": not why_eager, "precision": "float32" if why_eager else precision}
         training = Training(
-            svi=SVI(model, guide, optimizer, objective, beta, likelihood_weight, clip_norm, compile),
+            svi=SVI(model, guide, **step) if ranks.size == 1 else SharedSVI(ranks, model, guide, **step),
             model=model,
             guide=guide,
             data=data,
@@ -165,22 +185,41 @@ def fit(
             scheduler=scheduler,
             callback=callback,
             progress=progress,
+            ranks=ranks,
         )
+        if why_eager:
+            training.svi.engine.stop(why_eager)
         _look_at_pair(training, objective)
         _begin(training, folder, config, source)
         say_header(training)
         training.loop()
         use_best(training)
+        say_shift(training)
+        ranks.wait()  # whoever reads the folder next finds it whole
         if folder is not None:
             progress.say(f"run saved in {folder}")
     return run
+
+
+def _engine(compile: str | bool, objective: Any, total_steps: int, device: torch.device, resumed: Path | None) -> str:
+    """Why a run's steps are to be eager, in words; empty where they are to be compiled. Decided by the configuration alone."""
+    if resumed is not None and compile == "auto" and holds_a_run(resumed):
+        if checkpoint.read_json(resumed / CONFIG).get("engine") != "compiled":
+            return "as it was begun"
+        return ""
+    if compile is False:
+        return "compile=False"
+    if compile == "auto" and total_steps < WORTH_COMPILING:
+        return f"{total_steps:,} steps in all, below {WORTH_COMPILING:,}"
+    return why_not(objective) or why_no_compiler(device.type)
 
 
 def _look_at_pair(training: Training, objective: Any) -> None:
     """See whether the pair can be measured, and hold all data against the likelihood's support before the first step."""
     data, device = training.data, training.device
     sets = [data] + ([training.validation] if training.validation is not None else [])
-    shown = each(take(data.x, slice(0, rows_measured(data, training.validation))), lambda part: part.to(device))
+    first = data.pieces(rows_measured(data, training.validation))[0]
+    shown = each(data.batch(first), lambda part: part.to(device))
     try:
         training.pair = Pair(training.model, training.guide, shown, training.seed)
     except (ShapeError, ProgramError) as error:
@@ -189,6 +228,11 @@ def _look_at_pair(training: Training, objective: Any) -> None:
         measurable = isinstance(error, ProgramError) and not isinstance(objective, TraceEnum_ELBO)
         if measurable:  # a guide that misses a latent trains against the prior, silently: refuse; enumeration may do without it
             raise
+        if training.ranks.size > 1:
+            raise ProgramError(
+                f"several processes share a batch out by rows, and the rows of this pair's densities are not known: {error.problem}",
+                mend=["record all sites of a datum inside pyro.plate('data', len(x), dim=-1)", "train in one process"],
+            ) from error
         training.progress.say(f"note: this pair can be trained but not measured: {error.problem}")
         return
     training.has_globals = bool(training.pair.globals)
@@ -212,7 +256,8 @@ def _look_at_pair(training: Training, objective: Any) -> None:
 def _check_all_rows(training: Training, part: Data) -> None:
     """One pass over the data, a draw each, that looks at supports and at log densities that are no numbers."""
     assert training.pair is not None
-    for rows in noise.blocks(len(part), 16384):
+    whole, *_ = part.pieces(len(part))
+    for rows in noise.blocks(len(part), min(16384, whole.stop)):
         x = each(part.batch(rows, noise.generator(training.seed, "check", rows.start)), lambda t: t.to(training.device))
         pair = Pair(training.model, training.guide, x, training.seed)
         try:
@@ -224,7 +269,7 @@ def _check_all_rows(training: Training, part: Data) -> None:
 
 
 def _begin(training: Training, folder: Path | None, config: Mapping[str, Any], source: Mapping[str, str] | None) -> None:
-    template = each(take(training.data.x, slice(0, 2)), lambda part: part.to(training.device))
+    template = each(training.data.batch(slice(0, 2)), lambda part: part.to(training.device))
     saved = None
     if folder is not None:
         with pyro.get_param_store().scope():  # parameters are born of the run's seed, folder or not, and not of this look
@@ -239,8 +284,21 @@ def _begin(training: Training, folder: Path | None, config: Mapping[str, Any], s
     training.begin(saved)
     if folder is not None and saved is None:
         programs = describe_programs(training.model, training.guide, source) | {"fingerprint": here}
-        write_description(folder, programs, config, training.data.x)
+        if training.ranks.first:
+            write_description(folder, programs, config, training.data.batch(slice(0, 2)))
         training.save()  # the folder can be written, and step 0 can be gone back to
+
+
+def _silently(stack: contextlib.ExitStack) -> Progress:
+    """The progress of a process that is not the first, which leaves talking to that one."""
+    stack.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore", UnreliableWarning)
+    return Progress(stack.enter_context(open(os.devnull, "w")))
+
+
+def _enter_folder(stack: contextlib.ExitStack, folder: Path, resume: bool, config: Mapping[str, Any]) -> None:
+    stack.enter_context(locked(folder))
+    _refuse_folder(folder, resume, config)
 
 
 def _refuse_folder(folder: Path, resume: bool, config: Mapping[str, Any]) -> None:
@@ -266,12 +324,15 @@ def _unused(optimizer: PyroOptim) -> PyroOptim:
     return own
 
 
-def _check_last_batch(model: Program, guide: Program, n: int, batch_size: int) -> None:
+def _check_last_batch(model: Program, guide: Program, n: int, batch_size: int, size: int) -> None:
     """BatchNorm has no variance of one datum, and torch says so only after an epoch's work."""
+    batches = [batch for batch in (min(n, batch_size), n % batch_size) if batch]
+    smallest = {share for batch in batches for share in (batch // size, -(-batch // size))}
     modules = [m for program in (model, guide) for root in modules_of(program).values() for m in root.modules()]
-    if 1 in (n % batch_size, batch_size) and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in modules):
+    if 1 in smallest and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in modules):
         raise ProgramError(
-            f"BatchNorm in training mode needs at least 2 data a batch, and {n} data in batches of {batch_size} leave a batch of 1",
+            f"BatchNorm in training mode needs at least 2 data a batch, and {n} data in batches of {batch_size} leave a batch of 1"
+            + (f" to one of {size} processes" if size > 1 else ""),
             mend=[f"batch_size={batch_size + 1}", "a normalisation without batches (LayerNorm), which also keeps data independent"],
         )
 
@@ -285,8 +346,9 @@ def _check_arguments(
     optimizer: Any,
     scheduler: Any,
     compile: str | bool,
+    precision: str,
 ) -> None:
-    check_compile(compile)
+    check_compile(compile, precision)
     check_objective(objective)
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if value is not None and (not isinstance(value, int) or value < 1):

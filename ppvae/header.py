@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import statistics
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,10 @@ def say_header(training: Training) -> None:
     """Print the run, its data, weights and objective; warn where a weight does not end at 1."""
     svi, say = training.svi, training.progress.say
     count = sum(leaf.numel() for leaf in svi.leaves)
+    engine = ("compiled, bfloat16" if svi.engine.half else "compiled") if svi.engine.on else f"eager ({svi.engine.reason})"
     where = str(training.run.folder) if training.run.folder else "in memory"
-    say(f"run {where}  seed {training.seed}  device {training.device}  parameters {count:,}  engine eager")
+    several = f"  processes {training.ranks.size}" if training.ranks.size > 1 else ""
+    say(f"run {where}  seed {training.seed}  device {training.device}{several}  parameters {count:,}  engine {engine}")
     say(f"data {_describe(training.data)}" + (f"  validation {_describe(training.validation)}" if training.validation else ""))
     total = training.epochs * training.steps_per_epoch
     for name, weight in (("beta", svi.beta), ("likelihood weight", svi.likelihood_weight)):
@@ -33,6 +36,18 @@ def say_header(training: Training) -> None:
     if training.pair is not None:
         way = "a plate of their own" if training.pair.in_plate else "repeated batches (the networks refuse leading dimensions)"
         say(f"objective {described(svi.objective)}  particles take {way}  measure {training.pair.measure}")
+
+
+def say_shift(training: Training) -> None:
+    """Print what bfloat16 did to the loss, where networks ran in it."""
+    shifts = training.svi.engine.shifts
+    if shifts:
+        mean = statistics.fmean(shifts)
+        error = statistics.stdev(shifts) / len(shifts) ** 0.5 if len(shifts) > 1 else float("nan")
+        training.progress.say(
+            f"bfloat16: the loss of {len(shifts)} batches was {mean:+.4f} ± {error:.4f} nats per datum from float32's, noise for noise; "
+            "all that is measured is float32"
+        )
 
 
 def _describe(data: Data) -> str:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ppvae import checkpoint
 from ppvae.batches import Batch
+from ppvae.optimizer import OneOptimizer
 from ppvae.run import HISTORY
 from ppvae.state import create_missing, named_tensors, restore, store_constraints
-from ppvae.svi import OneOptimizer
 
 if TYPE_CHECKING:
     from ppvae.training import Training
@@ -42,6 +42,8 @@ def write_checkpoint(training: Training, folder: Path) -> None:
         "with_gradient": [name for name, t in live.items() if t.grad is not None],
         "constraints": store_constraints(),
         "stopped": position.stopped,
+        "engine": svi.engine.reason if training.run.config["engine"] == "compiled" else "",  # why compiled steps were given up
+        "ranks": training.ranks.size,
         "history": json.dumps(position.history),
     }
     checkpoint.save(folder / "checkpoints", f"step-{svi.steps_taken:08d}", live, state)
@@ -77,6 +79,11 @@ def go_on_from(training: Training, first: Batch, tensors: dict[str, Tensor], sta
         for name in state.get("with_gradient", []):  # Pyro leaves zeros behind a step, and Adam moves by them where None is skipped
             live[name].grad = torch.zeros_like(live[name])
     svi.steps_taken = state["steps_taken"]
+    if state.get("engine") and svi.engine.on:
+        svi.engine.stop(state["engine"])
+    before, now = state.get("ranks", 1), training.ranks.size
+    if before != now:
+        training.progress.say(f"processes {now}, where the run had {before}: what follows is equal in law, not in bits")
     position = {**state["position"], "history": json.loads(state["history"]), "stopped": "running"}
     training.position = type(training.position)(**position)
     training.run.history = training.position.history

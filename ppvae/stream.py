@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.batches import Batch, take
+from ppvae.blocks import Blocks, Densities
 from ppvae.errors import DivergedError, check_count
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.programs import measuring, on_device_of
+from ppvae.ranks import shared
 
 ROWS_AT_ONCE = 4096  # rows (datum x particle) a call of the model: the logits of a 784-pixel decoder still fit in the cache
 
@@ -85,28 +88,45 @@ def stream(
     """Every log density of K particles per datum, a stretch of work at a time: for each stretch of rows all its particles.
 
     Each block of 64 data x 64 particles is drawn from its own seed; ``blocks_at_once`` blocks of data go through the model in one
-    call and change nothing but the time. ``first_row`` is the number of x's first row in
-    messages.
+    call and change nothing but the time. ``first_row`` is the number of x's first row in messages. Where measurement is shared out
+    (``ranks.sharing``) each process computes a part of the blocks, and all of them get all.
     """
     check_count("num_particles", num_particles)
     check_count("blocks_at_once", 1 if blocks_at_once is None else blocks_at_once)
     if blocks_at_once is None:
         blocks_at_once = max(1, ROWS_AT_ONCE // (noise.BLOCK_ROWS * min(num_particles, noise.BLOCK_PARTICLES)))
     observed = frozenset(pair.observed)
-    for stretch in noise.blocks(pair.num_data, noise.BLOCK_ROWS * blocks_at_once):
-        x_stretch = take(x, stretch)
-        for particles in noise.blocks(num_particles, noise.BLOCK_PARTICLES):
-            with measuring(pair.model, pair.guide):
-                values, log_q = _draw_blocks(pair, x, stretch, particles, seed)
-                log_p = pair.score(
-                    x_stretch,
-                    values,
-                    check_from=first_row + stretch.start if particles.start == 0 else None,
-                    num_particles=particles.stop - particles.start,
-                )
-            terms = Terms(stretch, particles, log_p, log_q, observed)
-            _refuse_nan(terms, first_row)
-            yield terms
+    whole = noise.BLOCK_ROWS, noise.BLOCK_PARTICLES
+    blocks = Blocks(pair, *whole, pair.num_data * num_particles if num_particles > noise.BLOCK_PARTICLES else 0)
+
+    def densities(where: tuple[slice, slice]) -> tuple[Densities, bool]:
+        stretch, particles = where
+        size = stretch.stop - stretch.start, particles.stop - particles.start
+        if blocks.on and size == whole and particles.start:  # the first particles run eagerly: data are held against the support
+            with noise.seeded(seed, stretch.start, particles.start, device=pair.device):
+                found = blocks(take(x, stretch), torch.arange(stretch.start, stretch.stop, device=pair.device))
+        else:
+            found = _eagerly(pair, x, stretch, particles, seed, first_row)
+        _refuse_nan(Terms(stretch, particles, *found, observed), first_row)
+        return found, pair.relaxed
+
+    stretches = noise.blocks(pair.num_data, noise.BLOCK_ROWS * blocks_at_once)
+    work = itertools.product(stretches, noise.blocks(num_particles, noise.BLOCK_PARTICLES))
+    for (stretch, particles), (found, relaxed) in shared().each(work, densities):
+        pair.relaxed |= relaxed
+        yield Terms(stretch, particles, *found, observed)
+
+
+def _eagerly(pair: Pair, x: Batch, stretch: slice, particles: slice, seed: int, first_row: int) -> Densities:
+    with measuring(pair.model, pair.guide):
+        values, log_q = _draw_blocks(pair, x, stretch, particles, seed)
+        log_p = pair.score(
+            take(x, stretch),
+            values,
+            check_from=first_row + stretch.start if particles.start == 0 else None,
+            num_particles=particles.stop - particles.start,
+        )
+    return log_p, log_q
 
 
 def _draw_blocks(pair: Pair, x: Batch, stretch: slice, particles: slice, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -6,11 +6,12 @@ seed of their own, hash(seed, what, where).
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,20 +19,28 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from ppvae import noise
-from ppvae.batches import Batch, each, take
+from ppvae.batches import Batch, each
 from ppvae.data import Data
-from ppvae.diagnose import diagnose
+from ppvae.data.presented import Presented
+from ppvae.diagnose import NO_DATUM, diagnose
+from ppvae.engine import Call
 from ppvae.errors import DivergedError
-from ppvae.evaluation import evaluate
+from ppvae.evaluation import Evaluation, evaluate_pieces
 from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program, eval_mode, freeze, modules_of
 from ppvae.objectives import Weight, weight_at
+from ppvae.optimizer import OneOptimizer
 from ppvae.pair import Pair
 from ppvae.progress import Progress
+from ppvae.ranks import ALONE, Ranks
 from ppvae.resume import forget_gradients, go_on_from, write_checkpoint
 from ppvae.run import Run
 from ppvae.state import named_tensors, snapshot
-from ppvae.svi import SVI, OneOptimizer
+from ppvae.svi import SVI, Rewound
+from ppvae.together import SharedSVI
+
+# Steps of one shape below which compiling costs more than it saves: some 5 s against 1 to 3 ms a step.
+WORTH_COMPILING = 3000
 
 
 @dataclass
@@ -57,6 +66,7 @@ class Training:
         frozen: Parameters that came without gradient and stay as they are.
         has_globals: Whether there are latent sites outside the data plate.
         run: What is filled in.
+        ranks: The processes that train together; the first alone prints and writes.
     """
 
     svi: SVI
@@ -77,10 +87,12 @@ class Training:
     scheduler: Callable[[torch.optim.Optimizer], Any] | None
     callback: Callable[[dict[str, Any]], Any] | None
     progress: Progress
+    ranks: Ranks = ALONE
     position: Position = field(default_factory=Position)
     best: dict[str, Any] | None = None
     torch_scheduler: Any = None
     _saved_at: float = 0.0
+    _verified_at: Any = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -90,7 +102,7 @@ class Training:
     def begin(self, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
         """Build the optimizer over the leaves of the first batch; with a checkpoint, go on from it."""
         torch.manual_seed(noise.derived_seed(self.seed, "init"))  # parameters that pyro.param draws are born here
-        first = self._batch(0, 0)
+        first = self._presented.batch(*self._inputs(0, self._rows(0, 0)))
         leaves_of_pair(self.model, self.guide, (first,), {})  # parameters are born, and Pyro's store unfreezes what a PyroModule holds
         freeze(self.frozen)
         if saved is None:
@@ -99,9 +111,19 @@ class Training:
         else:
             go_on_from(self, first, *saved)
         self._guess_nesting(first)
+        if self.ranks.size > 1:
+            self._begin_together()
         if self.scheduler is not None and isinstance(self.svi.optim, OneOptimizer) and self.torch_scheduler is None:
             self.torch_scheduler = self.scheduler(self.svi.optim.torch_optimizer)  # type: ignore[arg-type]
         self._saved_at = time.monotonic()
+
+    def _begin_together(self) -> None:
+        """See that all processes train the same programs, and give them the values of the first."""
+        live = named_tensors(self.model, self.guide, self.svi.leaves)
+        names = {id(t): name for name, t in live.items()}
+        about: dict[str, Any] = {name: (tuple(t.shape), str(t.dtype)) for name, t in live.items()}
+        self.ranks.check_same(about | {"trained": [names[id(leaf)] for leaf in self.svi.leaves]}, "the parameters")
+        self.ranks.take_from_first(list(live.values()))
 
     def loop(self) -> None:
         """Train to the last epoch, or until patience runs out.
@@ -113,9 +135,9 @@ class Training:
         while self.position.epoch < self.epochs and self.position.stopped == "running":
             epoch_started = time.monotonic()
             steps = self.steps_per_epoch - self.position.batch
-            for batch in range(self.position.batch, self.steps_per_epoch):
-                self._step(batch)
-                self.progress.tick(self.position.epoch + 1, batch + 1, self.steps_per_epoch)
+            while self.position.batch < self.steps_per_epoch:
+                self._step()
+                self.progress.tick(self.position.epoch + 1, self.position.batch, self.steps_per_epoch)
                 if self.run.folder is not None and time.monotonic() - self._saved_at > self.checkpoint_every:
                     self.save()
             speed = steps / max(time.monotonic() - epoch_started, 1e-9)
@@ -134,33 +156,78 @@ class Training:
             with noise.forked(self.device), eval_mode(self.model, self.guide):
                 self.svi.evaluate_loss(first)
 
-    def _step(self, batch: int) -> None:
-        rows = self._rows(self.position.epoch, batch)
-        x = self._batch(self.position.epoch, batch)
-        n, total = len(rows), len(self.data)
+    def _step(self) -> None:
+        """One step, at the position; the position moves on."""
+        position = self.position
+        call = self._call(position.epoch, position.batch)
+        if self.svi.engine.on and call is not None:
+            self._prepare_engine(call)
+        self.ranks.take_from_first(self._buffers)
         buffers = [(buffer, buffer.clone()) for buffer in self._buffers]
+        verified = self.svi.verified
         self._seed_step()
+        n = len(self._rows(position.epoch, position.batch))
         try:
-            if self.has_globals:  # data terms stand for the whole set, the global ones for themselves; both per datum
-                loss = self.svi.scaled_step((x,), {}, divisor=float(total), data=total / n)
-            else:
-                loss = self.svi.scaled_step((x,), {}, divisor=float(n))
+            loss = self._take(call, n)
+        except Rewound:
+            self._go_back()
+            return
         except DivergedError as error:
-            self._seed_step()
-            found = diagnose(self.svi, x, rows)
+            found = self._diagnosed(call)
             for buffer, before in buffers:  # running statistics took the bad batch in before the loss was seen
                 buffer.copy_(before)
-            self.position.stopped = "diverged"
+            position.stopped = "diverged"
             self.save()
             kept = f"; the last good state is in {self.run.folder}" if self.run.folder else "; the programs hold the last good state"
             raise DivergedError(
-                f"training diverged at step {self.svi.steps_taken} (epoch {self.position.epoch + 1}): {error.problem}",
+                f"training diverged at step {self.svi.steps_taken} (epoch {position.epoch + 1}): {error.problem}",
                 where=found + kept,
                 mend=["lower the learning rate (a tenth of it)", "clip_norm=10", "keep scales away from 0: softplus(raw) + 1e-3"],
             ) from error
-        self.position.batch = batch + 1
-        self.position.loss_sum += loss * n
-        self.position.norm_sum += self.svi.gradient_norm
+        if self.svi.verified is not verified:
+            self._verified_at = self._here()
+        position.batch += 1
+        position.loss_sum += loss * n
+        position.norm_sum += self.svi.gradient_norm
+
+    def _take(self, call: Call | None, n: int) -> float:
+        """A step on a batch of n rows, of which ``call`` has this process's; the loss of all of them, per datum."""
+        total, eagerly = len(self.data), n < self.batch_size and self.epochs < WORTH_COMPILING
+        # with global sites the data terms stand for the whole set, the global ones for themselves; both per datum
+        divisor, data = (float(total), total / n) if self.has_globals else (float(n), 1.0)
+        if isinstance(self.svi, SharedSVI):
+            return self.svi.take_share(call, n, divisor, data, eagerly)
+        assert call is not None
+        return self.svi.take(call, divisor, data, eagerly)
+
+    def _diagnosed(self, call: Call | None) -> str:
+        """Which datum the step diverged at; of several processes that which knows a site."""
+        self._seed_step()
+        found = ""
+        if call is not None:
+            rows = self._own_rows(self.position.epoch, self.position.batch)
+            found = diagnose(self.svi, self._presented.batch(*call.inputs), rows)
+        said: list[str] = [one for one in self.ranks.exchanged(found) if one]
+        return next((one for one in said if not one.startswith(NO_DATUM)), said[0])
+
+    def _prepare_engine(self, call: Call) -> None:
+        """Have the first step of each epoch verified, and the first of all on the next batch too."""
+        position, engine = self.position, self.svi.engine
+        engine.verify_next |= position.batch == 0
+        if not engine.steps and self.steps_per_epoch > 1:
+            other = self._call(position.epoch, (position.batch + 1) % self.steps_per_epoch)
+            call.second = other if other is not None and other.shapes == call.shapes else None
+
+    def _here(self) -> tuple[Position, Any, Any]:
+        scheduler = copy.deepcopy(self.torch_scheduler.state_dict()) if self.torch_scheduler is not None else None
+        return replace(self.position, history=list(self.position.history)), self.best, scheduler
+
+    def _go_back(self) -> None:
+        """Compiled steps were wrong since the last that was verified: stand where it began."""
+        self.position, self.best, scheduler = self._verified_at
+        self.run.history = self.position.history
+        if scheduler is not None:
+            self.torch_scheduler.load_state_dict(scheduler)
 
     @functools.cached_property
     def _buffers(self) -> list[Tensor]:
@@ -168,7 +235,8 @@ class Training:
         return list({id(buffer): buffer for module in modules for buffer in module.buffers()}.values())
 
     def _seed_step(self) -> None:
-        torch.manual_seed(noise.derived_seed(self.seed, "step", self.svi.steps_taken))
+        own = (self.ranks.rank,) if self.ranks.size > 1 else ()  # rows of two processes must not share their noise
+        noise.seed_torch(noise.derived_seed(self.seed, "step", self.svi.steps_taken, *own), self.device)
 
     def _rows(self, epoch: int, batch: int) -> Tensor:
         if getattr(self, "_order_of", None) != epoch:
@@ -176,12 +244,32 @@ class Training:
             self._order_of = epoch
         return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
-    def _batch(self, epoch: int, batch: int) -> Batch:
-        x = self.data.batch(self._rows(epoch, batch), noise.generator(self.seed, "binarize", epoch, batch))
-        return each(x, lambda part: part.to(self.device))
+    def _own_rows(self, epoch: int, batch: int) -> Tensor:
+        """The rows of a batch that are this process's."""
+        rows = self._rows(epoch, batch)
+        return rows[self.ranks.share(len(rows))]
+
+    @functools.cached_property
+    def _presented(self) -> Presented:
+        return Presented(self.data, self.device)
+
+    def _inputs(self, epoch: int, rows: Tensor) -> list[Tensor]:
+        if getattr(self, "_seed_of", None) != epoch:
+            self._binarize_seed, self._seed_of = noise.derived_seed(self.seed, "binarize", epoch), epoch
+        return self._presented.inputs(rows, self._binarize_seed)
+
+    def _call(self, epoch: int, batch: int) -> Call | None:
+        """The batch, or this process's share of it; None where that has no rows."""
+        rows = self._own_rows(epoch, batch)
+        return Call(self._inputs(epoch, rows), self._arguments) if len(rows) else None
+
+    def _arguments(self, *inputs: Tensor) -> tuple[tuple[Batch], dict[str, Any]]:
+        return (self._presented.batch(*inputs),), {}
 
     def _finish_epoch(self, speed: float) -> None:
         position, step = self.position, self.svi.steps_taken
+        self.ranks.take_from_first(self._buffers)
+        self.ranks.check_equal(self.svi.leaves)
         row: dict[str, Any] = {
             "epoch": position.epoch + 1,
             "step": step,
@@ -193,6 +281,7 @@ class Training:
             "learning_rate": self._learning_rate(),
             **self._measured(),
         }
+        row = self.ranks.by_first(lambda: row)  # so that all choose the same epoch and stop at the same one
         position.epoch, position.batch, position.loss_sum, position.norm_sum = position.epoch + 1, 0, 0.0, 0.0
         position.history.append(row)
         self.run.history = position.history
@@ -203,7 +292,7 @@ class Training:
             self.torch_scheduler.step()
         elif hasattr(self.svi.optim, "pt_scheduler_constructor"):  # a PyroLRScheduler is optimizer and scheduler in one
             self.svi.optim.step()
-        if self.callback is not None and self.callback(row) is False:
+        if self.ranks.by_first(lambda: self.callback is not None and self.callback(row) is False):
             position.stopped = "stopped by callback"
 
     def _measured(self) -> dict[str, Any]:
@@ -215,25 +304,27 @@ class Training:
                 losses = self._validation_losses()
                 row |= {"validation_elbo": -sum(losses) / len(self.validation), "validation_elbo_se": math.nan}
             return row
-        shown = take(self.data.x, slice(0, self.pair.num_data))
-        train = self._evaluate(shown)
+        train = self._evaluate(self.data, rows_measured(self.data, self.validation))
         found = {"train_elbo": train.elbo}
         if self.validation is not None:
-            train = self._evaluate(self.validation.x)
+            train = self._evaluate(self.validation, len(self.validation))
             found |= {"validation_elbo": train.elbo, "validation_elbo_se": train.elbo_se}
         return found | {k: v for k, v in asdict(train).items() if not k.startswith("elbo")}
 
-    def _evaluate(self, x: Batch) -> Any:
-        x = each(x, lambda part: part.to(self.device))
-        pair = Pair(self.model, self.guide, x, self.seed)
-        return evaluate(pair, x, noise.derived_seed(self.seed, "evaluate"))  # the same draws each epoch: changes are the pair's
+    def _evaluate(self, data: Data, n: int) -> Evaluation:
+        def pieces() -> Iterator[tuple[Pair, Batch]]:
+            for rows in data.pieces(n):
+                x = each(data.batch(rows), lambda part: part.to(self.device))
+                yield Pair(self.model, self.guide, x, self.seed), x
+
+        return evaluate_pieces(pieces, n, noise.derived_seed(self.seed, "evaluate"))  # the same draws each epoch: changes are the pair's
 
     def _validation_losses(self) -> list[float]:
         assert self.validation is not None
         plain = SVI(self.model, self.guide, self.svi.optim, self.svi.objective)
         losses = []
         for rows in noise.blocks(len(self.validation), self.batch_size):
-            x = each(take(self.validation.x, rows), lambda part: part.to(self.device))
+            x = each(self.validation.batch(rows), lambda part: part.to(self.device))
             with noise.seeded(self.seed, "evaluate", rows.start, device=self.device), eval_mode(self.model, self.guide):
                 losses.append(plain.evaluate_loss(x))
         return losses
@@ -266,7 +357,7 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint and the history, where the run has a folder."""
         self.run.stopped = self.position.stopped
-        if self.run.folder is not None:
+        if self.run.folder is not None and self.ranks.first:
             write_checkpoint(self, self.run.folder)
             self._saved_at = time.monotonic()
 

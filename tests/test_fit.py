@@ -17,6 +17,7 @@ import ppvae
 from pairs import optim
 from ppvae import checkpoint, guides, models, objectives
 from ppvae.data import Data
+from ppvae.engine import Call
 from ppvae.errors import DataError, DivergedError, ObjectiveError, ProgramError, RelaxedMeasureWarning, UnreliableWarning
 from ppvae.nn import MLP
 from ppvae.state import named_tensors
@@ -129,7 +130,7 @@ def first_step(run_class, batch, total):
     gradient = {}
     svi.optim = lambda params: gradient.update({pyro.get_param_store().param_name(p): p.grad.clone() for p in params})
     torch.manual_seed(run_class)
-    loss = svi.scaled_step((batch,), {}, divisor=float(total), data=total / len(batch))
+    loss = svi.take(Call.of((batch,), {}), divisor=float(total), data=total / len(batch))
     torch.manual_seed(run_class)
     return loss, gradient, torch.randn(())
 

@@ -31,6 +31,7 @@ SOURCES = {
 
 # Who may import whom: a unit is a file of ppvae/ or one of its packages. Everyone may import errors, and itself.
 RUNNING = {"programs", "pair", "stream", "batches", "modules", "support", "noise"}  # running programs, alone, in pairs, in blocks
+ARITHMETIC = {"capture", "compilation", "policy"}  # programs as the graph of their arithmetic
 STEPS = {"importance", "simulate", "check", "objectives", "capture"}
 RECORDS = {"data", "build", "factory", "state", "checkpoint", "run", "progress"}
 POSTERIORS = {"coordinates", "families", "whitened", "natural", "local", "posteriors", "starts"}  # what a local posterior is made of
@@ -50,9 +51,16 @@ ALLOWED: dict[str, set[str]] = {
     "pareto": set(),
     "importance": {"pareto"},
     "checkpoint": set(),
-    "programs": {"batches", "modules"},
+    "ranks": set(),
+    "together": ARITHMETIC | {"modules", "ranks", "svi", "engine"},
+    "capture": set(),
+    "policy": set(),
+    "bernoulli": set(),
+    "compilation": {"capture"},
+    "programs": {"batches", "modules", "bernoulli", "capture"},
     "pair": {"programs", "batches", "modules", "support", "noise"},
-    "stream": {"pair", "programs", "batches", "modules", "noise"},
+    "blocks": {"pair", "programs", "batches", "compilation", "policy"},
+    "stream": {"pair", "programs", "batches", "modules", "noise", "blocks", "ranks"},
     "coordinates": RUNNING | {"enumeration"},
     "enumeration": RUNNING,
     "quadrature": RUNNING | {"coordinates", "enumeration"},
@@ -61,10 +69,10 @@ ALLOWED: dict[str, set[str]] = {
     "local": RUNNING | {"coordinates", "families"},
     "posteriors": RUNNING | {"coordinates", "families", "whitened", "local"},
     "starts": RUNNING | {"coordinates", "families", "whitened", "local", "posteriors"},
-    "refinement": RUNNING | POSTERIORS,
+    "refinement": RUNNING | POSTERIORS | ARITHMETIC | {"ranks"},
     "hmc": {"noise"},
-    "paths": RUNNING | POSTERIORS | {"refinement", "hmc"},
-    "annealing": RUNNING | POSTERIORS | {"paths", "importance", "hmc"},
+    "paths": RUNNING | POSTERIORS | ARITHMETIC | {"refinement", "hmc"},
+    "annealing": RUNNING | POSTERIORS | {"ranks", "paths", "importance", "hmc"},
     "evaluation": RUNNING,
     "leaves": RUNNING,
     "state": RUNNING,
@@ -75,15 +83,21 @@ ALLOWED: dict[str, set[str]] = {
     "checks_numbers": RUNNING | {"checks_look", "checks_report", "checks_sites"},
     "check": RUNNING | {"checks_look", "checks_numbers", "checks_report", "checks_sites"},
     "objectives": RUNNING,
-    "capture": RUNNING,
+    "surroundings": {"modules"},
+    "surrogates": {"modules"},
+    "optimizer": set(),
+    "engine": ARITHMETIC | {"leaves", "objectives", "surrogates", "surroundings"},
     "data": {"noise"},
     "run": RUNNING | {"data", "build", "factory", "state", "checkpoint", "leaves"},
-    "svi": RUNNING | STEPS | RECORDS | {"leaves"},
+    "svi": RUNNING | STEPS | RECORDS | {"leaves", "engine", "optimizer"},
     "diagnose": RUNNING | {"svi"},
     "header": {"data", "objectives"},
-    "resume": RUNNING | RECORDS | {"svi"},
-    "training": RUNNING | STEPS | RECORDS | {"svi", "diagnose", "evaluation", "resume", "leaves"},
-    "fit": RUNNING | STEPS | RECORDS | {"svi"} | TRAINING,
+    "resume": RUNNING | RECORDS | {"optimizer"},
+    "training": RUNNING
+    | STEPS
+    | RECORDS
+    | {"ranks", "together", "engine", "optimizer", "svi", "diagnose", "evaluation", "resume", "leaves"},
+    "fit": RUNNING | STEPS | RECORDS | {"ranks", "together", "svi", "optimizer", "surrogates"} | TRAINING,
     "models": {"nn", "families", "build"},
     "guides": RUNNING | LATENTS | {"nn", "build"},
     "analysis": RUNNING | LATENTS | {"importance", "simulate", "capture", "evaluation", "data"},

@@ -116,7 +116,7 @@ class Interrupted(Exception):
 
 def interrupted(make, x, folder, at, monkeypatch, **arguments):
     """The run, broken off where the step counted ``at`` would begin."""
-    step = ppvae.SVI.scaled_step
+    step = ppvae.SVI.take
 
     def breaks(self, *args, **kwargs):
         if self.steps_taken == at:
@@ -124,7 +124,7 @@ def interrupted(make, x, folder, at, monkeypatch, **arguments):
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(ppvae.SVI, "scaled_step", breaks)
+        patch.setattr(ppvae.SVI, "take", breaks)
         run(make, x, folder, **arguments)
 
 

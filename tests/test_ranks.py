@@ -1,0 +1,548 @@
+"""Several processes on one job: what two of them compute is what one computes, and what becomes of it when one is lost.
+
+Each test starts real processes with gloo between them. They come from a server that has imported everything once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+import pairs
+import ppvae
+from ppvae import analysis, checkpoint, noise
+from ppvae.data import Data
+from ppvae.errors import DataError, DivergedError, ProgramError, UnreliableWarning
+from ppvae.objectives import Scales
+from ppvae.ranks import ALONE, LostRankError, Ranks, shared, sharing, started
+from ppvae.state import named_tensors
+
+ROUNDING = 1e-12  # of sums of some hundred terms of size 1 in float64, in another order
+SINGLE = 1e-6  # the same in float32
+adam = functools.partial(torch.optim.Adam, lr=0.01)
+sgd = functools.partial(torch.optim.SGD, lr=1.0)
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["ppvae.fit", "ppvae.analysis", "ppvae.commands", "torch._dynamo", "torch._inductor.compile_fx"])
+
+
+def _process(function, rank, size, port, arguments, connection):
+    if size > 1:
+        about = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "LOCAL_RANK": rank}
+        os.environ.update({name: str(value) for name, value in about.items()})
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(rank)  # what the caller leaves to chance differs
+    try:
+        outcome = function(*arguments)
+    except Exception as error:
+        outcome = error
+    connection.send_bytes(pickle.dumps((outcome, time.monotonic())))
+
+
+def in_processes(function, *arguments, size=2):
+    """What a function gives, or raises, in each of so many processes; None where one was killed."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    started_processes = []
+    for rank in range(size):
+        here, there = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=_process, args=(function, rank, size, port, arguments, there))
+        process.start()
+        there.close()
+        started_processes.append((process, here))
+    outcomes = []
+    for process, connection in started_processes:
+        try:
+            outcomes.append(pickle.loads(connection.recv_bytes())[0])
+        except EOFError:
+            outcomes.append(None)
+        process.join()
+    return outcomes
+
+
+def results(function, *arguments, size=2):
+    """The same, where nothing may be raised."""
+    outcomes = in_processes(function, *arguments, size=size)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    return outcomes
+
+
+def tensors_of(run):
+    """All tensors of a run, as copies."""
+    with pyro.get_param_store().scope(run.model.store):
+        return {name: t.detach().clone() for name, t in named_tensors(run.model, run.guide).items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def apart(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+
+
+# Pairs that draw nothing, so that the gradient does not depend on who draws.
+
+
+def point_pair(dtype=torch.float64, normalised=False):
+    """z is a point that the encoder chooses; every density is a function of x and the parameters alone."""
+    torch.manual_seed(0)
+    encoder, decoder = nn.Linear(3, 2).to(dtype), nn.Linear(2, 3).to(dtype)
+    if normalised:
+        encoder = nn.Sequential(nn.BatchNorm1d(3).to(dtype), encoder)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Delta(encoder(x)).to_event(1))
+
+    return model, guide
+
+
+def global_pair():
+    """A mean that all data share, at a learnt point, and nothing else."""
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(mean, 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("mean", dist.Delta(pyro.param("at", lambda: torch.ones(3))).to_event(1))
+
+    return model, guide
+
+
+def trained(make, x, arguments):
+    run = ppvae.fit(*make(), x, **{"epochs": 3, "batch_size": 8, "optimizer": adam, **arguments})
+    return run.history, tensors_of(run)
+
+
+def column(history, name):
+    return torch.tensor([row[name] for row in history])
+
+
+# Who has which rows.
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 7, 100], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 3, 8], ids=str)
+def test_shares_cover_the_batch_once_and_differ_by_one_at_most(total, size):
+    shares = [list(range(total))[Ranks(rank, size).share(total)] for rank in range(size)]
+    assert sum(shares, []) == list(range(total))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_lone_process_speaks_to_nobody():
+    with started() as ranks:
+        assert (ranks.size, ranks.first, ranks.exchanged("a"), ranks.gathered([2.0]).tolist()) == (1, True, ["a"], [[2.0]])
+        assert ranks.by_first(lambda: 3) == 3
+    assert list(shared().each([1, 2], lambda i: 10 * i)) == [(1, 10), (2, 20)]
+
+
+def speak():
+    with started("cpu") as ranks:
+        values = [torch.full((2, 3), float(ranks.rank + 1)), torch.full((), 10.0 * (ranks.rank + 1))]
+        summed = ranks.summed(values)
+        mixed = [torch.tensor([ranks.rank + 7]), torch.tensor(ranks.rank == 0), torch.full((2,), ranks.rank + 0.5, dtype=torch.float32)]
+        ranks.take_from_first(mixed)
+        column_first = torch.arange(6.0).reshape(2, 3).mT
+        strides = [t.stride() for t in ranks.exchanged(column_first)]
+        alike = ranks.by_first(lambda: ranks.rank)
+        return [t.tolist() for t in summed], [t.tolist() for t in mixed], strides, alike, ranks.gathered([ranks.rank]).tolist()
+
+
+def test_processes_sum_copy_and_exchange():
+    both = [[[3.0] * 3] * 2, 30.0], [[7], True, [0.5, 0.5]], [(1, 3)] * 2, 0, [[0.0], [1.0]]
+    assert results(speak) == [both, both]
+
+
+# The step.
+
+
+@pytest.mark.parametrize("num_data", [8, 7, 1], ids=["even", "uneven", "a process without rows"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, ROUNDING), (torch.float32, SINGLE)], ids=["float64", "float32"])
+def test_the_gradient_of_two_processes_is_that_of_one(num_data, dtype, tolerance):
+    x = pairs.real(num_data).to(dtype)
+    make = functools.partial(point_pair, dtype)
+    step = {"epochs": 1, "optimizer": sgd}  # the parameters then move by the gradient itself
+    (alone,) = results(trained, make, x, step, size=1)
+    for history, found in results(trained, make, x, step):
+        assert apart(found, alone[1]) < tolerance * 10
+        assert abs(history[0]["objective"] - alone[0][0]["objective"]) < tolerance * 10
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.3], ids=["free", "clipped"])
+@pytest.mark.parametrize("size", [2, 3], ids=str)
+def test_a_run_of_several_processes_is_that_of_one_where_nothing_is_drawn(size, clip_norm):
+    x, held_out = pairs.real(20), pairs.real(9, seed=1)  # 8 + 8 + 4: three processes have 2 or 3 rows, then 1 or 2
+    arguments = {"clip_norm": clip_norm, "validation": held_out, "beta": 0.5, "optimizer": functools.partial(torch.optim.SGD, lr=0.1)}
+    with pytest.warns(UnreliableWarning, match="beta ends at 0.5"):
+        alone = trained(point_pair, x, arguments)
+    found = results(trained, point_pair, x, arguments, size=size)
+    for history, tensors in found:
+        assert apart(tensors, alone[1]) < ROUNDING
+        for name in ("objective", "gradient_norm", "train_elbo", "validation_elbo"):
+            assert (column(history, name) - column(alone[0], name)).abs().max() < 100 * ROUNDING  # sums over the epoch
+        assert same(tensors, found[0][1]) and history == found[0][0]
+    if clip_norm is not None:
+        assert (column(alone[0], "gradient_norm") > clip_norm).all()  # or nothing was clipped
+
+
+@pytest.mark.slow
+def test_compiled_steps_of_two_processes_are_the_eager_ones_of_one():
+    x = pairs.real(20)
+    alone = trained(point_pair, x, {"compile": False})
+    found = results(trained, point_pair, x, {"compile": True})
+    assert all(apart(tensors, alone[1]) < 1e-9 for _, tensors in found)  # Adam divides by small moments
+    assert same(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("has_mean_in", ["every process", "a process without rows"])
+def test_global_sites_count_once(has_mean_in):
+    x = pairs.real(9 if has_mean_in == "a process without rows" else 8)  # a last batch of 1
+    arguments = {"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}
+    alone = trained(global_pair, x, arguments)
+    assert all(apart(tensors, alone[1]) < ROUNDING for _, tensors in results(trained, global_pair, x, arguments))
+
+
+def test_a_plate_that_scales_a_subsample_up_counts_the_share_alone():
+    def model():
+        with pyro.plate("data", 12, subsample_size=3, dim=-1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    scales = Scales()
+    scales.share = 0.25  # of a batch of 12 rows these are 3
+    with scales:
+        assert poutine.trace(model).get_trace().nodes["z"]["scale"] == 1.0
+
+
+def draws(x):
+    drawn = []
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(pyro.param("w", lambda: torch.ones(())) * z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            drawn.append(pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1)))
+
+    ppvae.fit(model, guide, x, epochs=2, batch_size=len(x))
+    return [z.detach() for z in drawn if len(z) == len(x) // 2]  # the others look at the pair, or measure it
+
+
+def test_rows_of_two_processes_do_not_share_their_noise():
+    first, second = results(draws, pairs.real(10, 2))
+    assert len(first) == 2 and all((a != b).all() for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("size", [2, 3], ids=str)
+def test_parameters_are_equal_bit_for_bit_on_all_processes(size):
+    found = results(trained, pairs.ours, pairs.binary(20), {"validation": pairs.binary(9, seed=1)}, size=size)
+    assert all(same(tensors, found[0][1]) and history == found[0][0] for history, tensors in found)
+
+
+def test_running_statistics_are_those_of_the_first_process():
+    x = pairs.real(8)
+    found = results(trained, functools.partial(point_pair, normalised=True), x, {"epochs": 1})
+    order = torch.randperm(8, generator=noise.generator(0, "order", 0))
+    expected = 0.1 * x[order[:4]].mean(0)  # BatchNorm's momentum, from 0
+    for _, tensors in found:
+        (mean,) = (t for name, t in tensors.items() if name.endswith("running_mean"))
+        assert (mean - expected).abs().max() < ROUNDING
+
+
+def test_a_share_of_one_row_is_refused_before_batchnorm_meets_it():
+    for error in in_processes(trained, functools.partial(point_pair, normalised=True), pairs.real(11), {}):
+        assert isinstance(error, ProgramError) and "a batch of 1 to one of 2 processes" in str(error)
+
+
+# Folders.
+
+
+def test_the_first_process_alone_writes(tmp_path):
+    histories = results(writes, pairs.real(20), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["ranks"] == 2
+    rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert rows == histories[0] == histories[1]
+
+
+def writes(x, folder):
+    with started("cpu") as ranks:
+        if not ranks.first:
+            checkpoint.write_atomically = refuse_to_write
+        return trained(point_pair, x, {"out": folder})[0]
+
+
+def refuse_to_write(path, content):
+    raise AssertionError(f"{path} was written by another process than the first")
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 2)], ids=["1 to 2", "2 to 1", "2 to 2"])
+def test_a_run_goes_on_with_another_number_of_processes(before, after, tmp_path):
+    x = pairs.real(20)
+    arguments = {"out": tmp_path / "run", "epochs": 2}
+    results(trained, point_pair, x, arguments, size=before)
+    told = results(heard, point_pair, x, arguments | {"epochs": 4, "resume": True}, size=after)
+    found, (said, *others) = [one for one, _ in told], [text for _, text in told]
+    line = f"processes {after}, where the run had {before}: what follows is equal in law, not in bits\n"
+    assert said.count(line) == (before != after) and others == [""] * (after - 1)
+    whole = trained(point_pair, x, {"epochs": 4})
+    assert all(apart(tensors, whole[1]) < 1e-9 and len(history) == 4 for history, tensors in found)  # Adam divides by small moments
+
+
+def heard(make, x, arguments):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        return trained(make, x, arguments), said.getvalue()
+
+
+def test_two_processes_resume_bit_for_bit(tmp_path):
+    x = pairs.binary(20)
+    whole = results(trained, pairs.ours, x, {"epochs": 4})
+    results(trained, pairs.ours, x, {"epochs": 2, "out": tmp_path / "run"})
+    halves = results(trained, pairs.ours, x, {"epochs": 4, "out": tmp_path / "run", "resume": True})
+    assert all(same(half[1], whole[0][1]) for half in halves)
+
+
+# What goes wrong.
+
+
+def dying_pair(rank, how):
+    model, guide = point_pair()
+    count = 0
+
+    def dies(x):
+        nonlocal count
+        count += torch.is_grad_enabled() and len(x) == 4  # a step's share of 8 rows
+        if count > 5 and os.environ["RANK"] == str(rank):
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyError("a bug of the user's")
+        model(x)
+
+    return dies, guide
+
+
+@pytest.mark.parametrize("rank", [0, 1], ids=["the first", "the second"])
+@pytest.mark.parametrize("how", ["kill", "raise"])
+def test_a_lost_process_ends_the_other(rank, how):
+    begun = time.monotonic()
+    outcomes = in_processes(trained, functools.partial(dying_pair, rank, how), pairs.real(20), {"epochs": 1000})
+    assert time.monotonic() - begun < 30
+    left = outcomes[1 - rank]
+    assert isinstance(left, LostRankError) and f"process {1 - rank} of 2 has lost another process" in str(left)
+    assert outcomes[rank] is None if how == "kill" else isinstance(outcomes[rank], KeyError)
+
+
+def own_pair():
+    model, guide = point_pair()
+
+    def owns(x):
+        own = pyro.param("own", lambda: torch.ones(4)) if os.environ["RANK"] == "1" else torch.ones(4)
+        with poutine.scale(scale=own.sum()):
+            model(x)
+
+    return owns, guide
+
+
+def test_a_parameter_that_one_process_alone_has_is_an_error_in_both():
+    for error in in_processes(trained, own_pair, pairs.real(20), {}):
+        assert "the parameters of process 1 are not those of process 0" in str(error) and "param.own: None" in str(error)
+
+
+def born_pair():
+    model, guide = point_pair()
+    count = 0
+
+    def born(x):
+        nonlocal count
+        count += torch.is_grad_enabled() and len(x) == 4
+        scale = pyro.param("late", lambda: torch.ones(4)) if os.environ["RANK"] == "1" and count > 3 else torch.ones(4)
+        with poutine.scale(scale=scale.sum()):
+            model(x)
+
+    return born, guide
+
+
+def test_a_parameter_born_later_in_one_process_is_an_error_in_both():
+    for error in in_processes(trained, born_pair, pairs.real(16), {"epochs": 10}):
+        assert isinstance(error, ProgramError) and "the loss depends on 4, 5 parameters in the 2 processes" in str(error)
+
+
+def with_own_epochs(x):
+    return trained(point_pair, x, {"epochs": 3 + int(os.environ["RANK"])})
+
+
+def test_other_arguments_are_an_error_in_both():
+    for error in in_processes(with_own_epochs, pairs.real(20)):
+        assert "the arguments of process 1 are not those of process 0" in str(error) and "epochs: 3 and 4" in str(error)
+
+
+def diverging_pair():
+    """The log density of a datum far out is no number, once training has begun."""
+    _, guide = point_pair()
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            rate = torch.where((x > 50).any(-1) & z.requires_grad, torch.inf, 1.0)
+            pyro.sample("x", dist.Normal(rate[:, None] * z[..., :1].expand(x.shape), 0.5).to_event(1), obs=x)
+
+    return model, guide
+
+
+def test_all_processes_name_the_datum_that_one_of_them_diverged_at():
+    x = pairs.real(20)
+    x[13] = 60.0
+    errors = in_processes(trained, diverging_pair, x, {"compile": False})
+    assert all(isinstance(error, DivergedError) and "the gradient of datum 13 is not" in str(error) for error in errors)
+
+
+# Measurement.
+
+
+def measured(x, families, reference):
+    torch.manual_seed(0)
+    model, guide = pairs.ours()
+    with started("cpu") as ranks, sharing(ranks):
+        found = [
+            analysis.elbo(model, guide, x, num_particles=70),
+            analysis.log_likelihood(model, guide, x, num_particles=300),
+            analysis.inference_gaps(model, guide, x, families=families, reference=reference, steps=20, num_particles=70),
+        ]
+        return [json.dumps(result.as_dict()) for result in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("families", "reference"),
+    [
+        pytest.param(("same", "flow"), "auto", id="tolerance", marks=pytest.mark.soak),
+        pytest.param(("full_rank", "low_rank"), "annealed", id="annealed"),
+    ],
+)
+def test_measurement_gives_the_same_bits_for_any_number_of_processes(families, reference):
+    x = pairs.binary(150)
+    found = [results(measured, x, families, reference, size=size) for size in (1, 2, 3)]
+    assert all(one == found[0][0] for several in found for one in several)
+
+
+def counted(x):
+    calls = 0
+    model, guide = pairs.ours()
+
+    def counting(x):
+        nonlocal calls
+        calls += 1
+        return model(x)
+
+    with started("cpu") as ranks, sharing(ranks):
+        analysis.elbo(counting, guide, x, num_particles=64 * 40)
+    return calls
+
+
+def test_measurement_is_shared_out():
+    # 40 blocks of particles; a few calls more look at the pair
+    (alone,) = results(counted, pairs.binary(64), size=1)
+    both = results(counted, pairs.binary(64))
+    assert all(alone - calls == 20 for calls in both)
+
+
+def out_of_support(x):
+    with started("cpu") as ranks, sharing(ranks):
+        analysis.elbo(*pairs.ours(), x, num_particles=1)
+
+
+def test_what_one_process_meets_is_raised_in_all():
+    x = pairs.binary(9000)
+    x[5000, 3] = 7.0  # in the second stretch of 4,096 rows: the second process's
+    errors = in_processes(out_of_support, x)
+    assert all(isinstance(error, DataError) and "row 5000, column 3: 7" in str(error) for error in errors)
+    assert str(errors[0]) == str(errors[1])
+
+
+def test_work_inside_work_is_not_shared_out():
+    with sharing(Ranks(1, 2)):
+        assert shared().size == 2
+        with sharing(ALONE):
+            assert [value for _, value in shared().each(range(3), lambda i: i * i)] == [0, 1, 4]
+
+
+# The command.
+
+
+def torchrun(*arguments, **options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "ppvae", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.soak
+def test_the_command_trains_and_measures_in_two_processes(tmp_path):
+    small = ["--epochs", "2", "--latent-dim", "2", "--hidden", "8"]
+    out, err = torchrun("train", "--data", "digits", "--out", str(tmp_path / "run"), *small).communicate(timeout=200)
+    assert out.count("run ") == 1 and "2 epochs, parameters of epoch 2, finished" in out, err
+    assert "processes 2" in err and err.count("ppvae train: done") == 1
+    out, err = torchrun("evaluate", str(tmp_path / "run"), "--num-particles", "100").communicate(timeout=200)
+    assert out.count("ELBO = ") == 1 and out.count("log p(x) = ") == 1, err
+    written = {path.name: path.read_text() for path in (tmp_path / "run" / "results").glob("*.json")}
+    command = [sys.executable, "-m", "ppvae", "evaluate", str(tmp_path / "run"), "--num-particles", "100"]
+    alone = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert alone.stdout == out and written == {path.name: path.read_text() for path in (tmp_path / "run" / "results").glob("*.json")}
+
+
+@pytest.mark.slow
+def test_torchrun_ends_when_one_of_its_processes_is_killed(tmp_path):
+    run = torchrun("train", "--data", "digits", "--epochs", "300", "--out", str(tmp_path / "run"))
+    try:
+        assert any(re.search("epoch +1/300", line) for line in iter(run.stderr.readline, ""))
+        workers = [int(child) for child in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
+        begun = time.monotonic()
+        os.kill(next(pid for pid in workers if rank_of(pid) == "1"), signal.SIGKILL)
+        _, err = run.communicate(timeout=60)
+    finally:
+        run.terminate()
+    assert run.returncode != 0 and time.monotonic() - begun < 30
+    assert "Signal 9 (SIGKILL)" in err
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def rank_of(pid):
+    variables = dict(part.partition("=")[::2] for part in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+    return variables.get("RANK")
+
+
+def test_data_are_named_in_the_config_whatever_the_number_of_processes(tmp_path):
+    results(trained, point_pair, Data.of(pairs.real(20), name="coins"), {"out": tmp_path / "run"})
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["name"] == "coins"
