@@ -4,7 +4,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-statistical lint format clean
+.PHONY: demo test test-statistical soak bench scale lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/ppvae demo
@@ -19,6 +19,18 @@ test-statistical: $(INSTALLED)
 	@seed=$${PPVAE_TEST_SEED:-$$(date +%s)}; echo "PPVAE_TEST_SEED=$$seed"; \
 	PPVAE_TEST_SEED=$$seed OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m statistical
 
+# Minutes each: a file of 2 GB, the commands in several processes.
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak
+
+# Wants a quiet machine and half an hour; makes environments for NumPyro and Pythae under .bench/, and writes its table into the document.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks --write docs/benchmarks.md
+
+# Wants a quiet machine and five minutes; writes its numbers into the document.
+scale: $(INSTALLED)
+	$(BIN)/python -m benchmarks.scaling --write docs/scale.md
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,7 +43,7 @@ format: $(INSTALLED)
 # Keeps .venv and runs/: the one takes minutes to make again, the other cannot be.
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -path ./.venv -prune -o -path ./runs -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . -path ./.venv -prune -o -path ./.bench -prune -o -path ./runs -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
