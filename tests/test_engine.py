@@ -31,7 +31,11 @@ from zoo import LIARS, ZOO, D, Entry, Z
 adam = functools.partial(torch.optim.Adam, lr=0.01, eps=1e-3)
 CAPTURED = {name: entry for name, entry in ZOO.items() if not entry.eager}
 EAGER = {name: entry for name, entry in {**ZOO, **LIARS}.items() if entry.eager}
-COMPILED = ["functions with pyro.module", "BatchNorm and dropout", "subsampling", "two layers"]
+COMPILED = [
+    "functions with pyro.module",
+    "BatchNorm and dropout",
+    *(pytest.param(name, marks=pytest.mark.soak) for name in ("subsampling", "two layers")),
+]
 
 
 def uncompiled(graph, inputs):

@@ -85,7 +85,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [3, 8])
+@pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.soak), 7])  # within the second epoch
 @pytest.mark.parametrize("name", ["Adam", "dynamic binarisation", "warm-up, clipping, scheduler", "BatchNorm", "pyro.optim"])
 def test_interrupted_compiled_run_goes_on_as_if_undisturbed(name, at, graphs, tmp_path, monkeypatch):
     _, whole = train(name, compile=True, out=tmp_path / "whole")

@@ -450,7 +450,7 @@ def measured(x, families, reference):
     ("families", "reference"),
     [
         pytest.param(("same", "flow"), "auto", id="tolerance", marks=pytest.mark.soak),
-        pytest.param(("full_rank", "low_rank"), "annealed", id="annealed"),
+        pytest.param(("full_rank", "low_rank"), "annealed", id="annealed", marks=pytest.mark.soak),
     ],
 )
 def test_measurement_gives_the_same_bits_for_any_number_of_processes(families, reference):
