@@ -304,6 +304,8 @@ def section_epoch(found: Found) -> list[str]:
 
 def section_memory(found: Found) -> list[str]:
     """Peak memory."""
+    if "memory" not in found.parts:
+        return ["### Peak memory", "", "Not measured in this run: `python -m benchmarks.scaling --only memory --write docs/scale.md`.", ""]
     rows = []
     for name, mib in found.parts["memory"].items():
         kind, first, *rest = name.split()
@@ -367,7 +369,10 @@ def predicted_pass(found: Found) -> list[str]:
         )
     step = found.step_at(BATCH)
     random, ordered = (found.parts["disk"][f"{how}, disk"] for how in ("at random", "in order"))
-    mapped = found.bytes_per_row("mapped")
+    memory = "a row's number and place, 8 bytes each,"
+    if "memory" in found.parts:
+        mapped = found.bytes_per_row("mapped")
+        memory = f"{mapped:.0f} bytes a row by the measurement above, {mapped:.0f} GB for 10^9 rows,"
     checked = sum(found.eager_weight.coefficients[1:])
     return [
         "### 10^9 data of 784 bytes",
@@ -394,7 +399,7 @@ def predicted_pass(found: Found) -> list[str]:
         f"Processes of one machine share what the system "
         "has cached of the file.",
         "",
-        f"Memory: {mapped:.0f} bytes a row by the measurement above, {mapped:.0f} GB for 10^9 rows, although the file stays on disk. "
+        f"Memory: {memory} although the file stays on disk. "
         f"That is a "
         "limit of today's code (row numbers and permutation are whole), and another reason for stretches.",
         "",
