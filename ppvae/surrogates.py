@@ -105,7 +105,8 @@ def _importance_weighted(objective: Any, traces: list[tuple[Any, Any]]) -> tuple
             if not is_identically_zero(entropy):
                 surrogate = surrogate - density
                 if not is_identically_zero(score_function):
-                    raise NotImplementedError  # Pyro's own word for a site that is half reparameterised
+                    # as Pyro's own objective; the capture ends with these words, and eager Pyro raises in its turn
+                    raise NotImplementedError(f"the site '{site['name']}' is reparameterised in part, which RenyiELBO has no estimator for")
         weights.append(weight)
         surrogates.append(surrogate)
     vectorized = objective.vectorize_particles and objective.num_particles > 1
