@@ -25,7 +25,8 @@ from ppvae.modules import Program
 from ppvae.posteriors import Normals
 from ppvae.refinement import LARGEST_FULL_RANK, PROPOSAL_STEPS, fit
 
-LEAST_EXCESS, LARGEST_MARGIN = 0.25, 1.0  # nats
+LEAST_EXCESS, LARGEST_MARGIN = 0.3, 1.0  # nats
+MENDED_EXCESS = 0.05  # of what was wrong once: it gets less benefit of the doubt
 AGAIN = 4  # times as many draws at the second look
 ATTEMPTS = 3  # at mending, a Normal each
 
@@ -38,7 +39,7 @@ class Verdict:
         proposal: The second proposal.
         bound, bound_se: (N,), its importance-weighted bound on log p(x), nats.
         bound_sound: (N,), whether its own weights look sound: k-hat below its threshold and an effective sample size of 25 at least.
-        disagrees: (N,), whether that bound exceeded the estimate by more than 0.25 nats twice, with different draws, the second time also
+        disagrees: (N,), whether that bound exceeded the estimate by more than 0.3 nats twice, with different draws, the second time also
             by three of its standard errors: as the estimate stood before it was mended.
         repaired: (N,), whether the estimate was then mended.
         unresolved: (N,), whether it still disagrees.
@@ -54,7 +55,7 @@ class Verdict:
 
 
 def exceeds(estimate: Weighed, bound: Weighed) -> Tensor:
-    """(N,), whether a bound lies above an estimate by more than chance: 0.25 nats and three of the bound's own errors."""
+    """(N,), whether a bound lies above an estimate by more than chance: 0.3 nats and three of the bound's own errors."""
     return bound.pointwise - estimate.pointwise > _margin(bound)
 
 
@@ -98,7 +99,7 @@ class Court:
     def judge(self, first: Weighed) -> Tensor:
         """(N,), whether the second proposal's bound exceeds the estimate, and does so again with new draws and more of them.
 
-        The first look asks for an excess of 0.25 nats alone: most of what it finds is chance, and is cleared by the second, which also
+        The first look asks for an excess of 0.3 nats alone: most of what it finds is chance, and is cleared by the second, which also
         asks for three standard errors. Its draws then replace the first look's.
         """
         suspect = self.bound.pointwise - first.pointwise > LEAST_EXCESS
@@ -115,7 +116,7 @@ class Court:
         """Replace the estimates of some rows, in place; False above 200 dimensions, where nothing is done.
 
         From the mixture of the proposal's Normal and one fitted from where the second proposal saw most that the first leaves
-        unexplained; and again, with a Normal more, where that still disagrees.
+        unexplained; and again, with a Normal more, where that still falls short of the second bound or has unsound weights.
         """
         restricted: Callable[[Tensor], Program] | None = getattr(proposal, "rows", None)
         x_rows = take(self.x, rows)
@@ -128,16 +129,22 @@ class Court:
             self.num_evaluations[rows] += k
             both = pair_at(self.model, _mixture(parts), x_rows, None, self.seed, self.pair.globals)
             first.put(rows, weighed(both, x_rows, k, noise.derived_seed(self.seed, "mended", attempt), weights))
-            left = exceeds(first, self.bound)[rows].nonzero()[:, 0]
+            left = self._short(first, rows).nonzero()[:, 0]
             if not len(left):
                 break
             rows, x_rows, parts = rows[left], take(x_rows, left), [_rows_of(part, left) for part in parts]
         return True
 
+    def _short(self, first: Weighed, rows: Tensor) -> Tensor:
+        """(n,), which mended rows need one Normal more: the second bound is still above them, or their own weights look unsound."""
+        excess = (self.bound.pointwise - first.pointwise)[rows]
+        margin = (3 * self.bound.pointwise_se[rows].nan_to_num(0.0)).clamp(MENDED_EXCESS, LARGEST_MARGIN)
+        return (excess > margin) | ~looks_sound(first)[rows]
+
     def _another(self, rows: Tensor, x_rows: Batch, parts: list[Normals], first: Weighed, seed: int) -> Normals:
         """A Normal of each row, fitted from where the others leave most unexplained."""
         drawn = unexplained_draws(self.pair, self.x, rows, _mixture(parts), parts[0], first.pointwise[rows], self.second.particles, seed)
-        start = pair_at(self.model, normals_at(parts[0], drawn, "an unexplained draw"), x_rows, None, self.seed, self.pair.globals)
+        start = pair_at(self.model, normals_at(_tightest(parts), drawn, "an unexplained draw"), x_rows, None, self.seed, self.pair.globals)
         found = fit(start, x_rows, family="full_rank", steps=PROPOSAL_STEPS, num_draws=NUM_DRAWS, seed=seed, report=False)
         self.num_evaluations[rows] += found.num_evaluations + self.second.particles
         return normals_of(self.model, found.guide.widened(widening(parts[0].coordinates.dim)), x_rows, self.seed)
@@ -151,6 +158,13 @@ class Court:
 
 def _mixture(parts: list[Normals]) -> LocalUnconstrained:
     return mixture(parts, (1 / len(parts),) * len(parts), "mended")
+
+
+def _tightest(parts: list[Normals]) -> Normals:
+    """Of each row the Normal of least volume: a wide one would slide from the new mode back to one that is known."""
+    scale = torch.stack([part.scale_tril for part in parts])
+    best = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1).argmin(0)
+    return replace(parts[0], scale_tril=scale[best, torch.arange(scale.shape[1], device=scale.device)])
 
 
 def _rows_of(normals: Normals, rows: Tensor) -> Normals:

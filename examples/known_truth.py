@@ -5,7 +5,7 @@ each by adaptive quadrature. And a decoder that folds the plane, x = |z_1| along
 of unequal weight; its refinements start from random places.
 
 Expected. (1) Weights from refined posteriors: mean error below 0.01 nats, 99 % of the data within 0.1, at most 2,000 evaluations of the
-decoder per datum. The encoder's own bound at K = 5,000 is nats low on many data, and those more than 0.5 nats off are flagged with recall
+decoder for any datum; what it costs to hold each against the guide, and to repair some, is told apart. The encoder's own bound at K = 5,000 is nats low on many data, and those more than 0.5 nats off are flagged with recall
 at least 0.98 and precision at least 0.8. (2) Of the refinements that ended in one mode at least 95 % are flagged, and repaired.
 
     python examples/known_truth.py --out runs/known-truth
@@ -52,19 +52,25 @@ def two_dimensions(options: argparse.Namespace) -> dict[str, float]:
 
     truth = analysis.exact_log_likelihood(run.model, x)
     refined = analysis.log_likelihood(run.model, run.guide, x, proposal="refined", num_particles=200)
+    alone = analysis.log_likelihood(run.model, run.guide, x, proposal="refined", num_particles=200, second=None)
     encoder = analysis.log_likelihood(run.model, run.guide, x, num_particles=5000)
+    alone_error = alone.pointwise - truth.pointwise
     error = refined.pointwise - truth.pointwise
     low = truth.pointwise - encoder.pointwise
     return {
         "largest error bound of the truth": truth.error_bound.max().item(),
         "evaluations of the quadrature, mean": truth.num_evaluations.double().mean().item(),
-        "refined: mean error": error.mean().item(),
-        "refined: share within 0.1": (error.abs() < 0.1).double().mean().item(),
-        "refined: largest error": error.abs().max().item(),
-        "refined: evaluations, mean": refined.num_evaluations.double().mean().item(),
-        "refined: evaluations, 95th percentile": refined.num_evaluations.double().quantile(0.95).item(),
-        "refined: evaluations, largest": refined.num_evaluations.max().item(),
-        "refined: trusted": refined.trusted.double().mean().item(),
+        "refined: mean error": alone_error.mean().item(),
+        "refined: share within 0.1": (alone_error.abs() < 0.1).double().mean().item(),
+        "refined: largest error": alone_error.abs().max().item(),
+        "refined: evaluations of any datum": alone.num_evaluations.max().item(),
+        "and held against the guide: mean error": error.mean().item(),
+        "and held against the guide: share within 0.1": (error.abs() < 0.1).double().mean().item(),
+        "and held against the guide: largest error": error.abs().max().item(),
+        "and held against the guide: evaluations, mean": refined.num_evaluations.double().mean().item(),
+        "and held against the guide: evaluations, 95th percentile": refined.num_evaluations.double().quantile(0.95).item(),
+        "and held against the guide: evaluations, largest": refined.num_evaluations.max().item(),
+        "and held against the guide: trusted": refined.trusted.double().mean().item(),
         "encoder K=5000: mean error": -low.mean().item(),
         **{f"encoder K=5000: {key}": value for key, value in flagged(low.abs() > 0.5, ~encoder.trusted).items()},
     }

@@ -20,6 +20,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, fx
+from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -28,7 +29,7 @@ Function = Callable[..., Sequence[Tensor]]
 MOST_KEPT = 64  # compiled graphs in memory
 OPTIONS = {
     "fallback_random": True,  # draws come from torch's own generators: the noise of the eager program, seed by seed
-    "size_asserts": False,
+    "size_asserts": True,  # costs nothing that can be measured: a parameter given another shape is an error, not another parameter's memory
     "nan_asserts": False,
     "cpp.vec_isa_ok": True,  # take the processor's word: trying each vector unit out in a process of its own costs a warm start a second
 }
@@ -141,19 +142,26 @@ def compiled(graph: Graph, inputs: Sequence[Tensor]) -> Callable[..., list[Tenso
     Raises:
         NotCaptured: Inductor fails on it.
     """
-    examples: list[Any] = [t.detach() for t in (*inputs, *graph.lifted)]
+    laid = [t if is_non_overlapping_and_dense_or_false(t) else t.contiguous() for t in inputs]
+    examples: list[Any] = [t.detach() for t in (*laid, *graph.lifted)]
     key = graph.module.code, tuple((t.shape, t.stride(), t.dtype, t.device) for t in examples)
     if key not in _machine_code:
         while len(_machine_code) >= MOST_KEPT:
             del _machine_code[next(iter(_machine_code))]
         _machine_code[key] = _by_inductor(graph, examples)
     artifact, lifted = _machine_code[key], graph.lifted
+    strides = [t.stride() for t in laid]
 
     def run(*inputs: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            return artifact(*inputs, *lifted)  # type: ignore[no-any-return]
+        with torch.no_grad():  # the code walks memory as the examples lay in it: a transposed batch would be read as another
+            laid_out = [t if t.stride() == stride else _laid_out(t, stride) for t, stride in zip(inputs, strides, strict=True)]
+            return artifact(*laid_out, *lifted)  # type: ignore[no-any-return]
 
     return run
+
+
+def _laid_out(tensor: Tensor, stride: Sequence[int]) -> Tensor:
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 _machine_code: dict[Any, Callable[..., Any]] = {}

@@ -53,7 +53,11 @@ class CompiledFunction:
             except NotCaptured as reason:
                 self.reason, self._compiled = str(reason), {}
                 return self.function(*inputs)
-        return self._compiled[key](*inputs)
+        try:
+            return self._compiled[key](*inputs)
+        except AssertionError as error:  # what it closes over was given another shape
+            self.reason, self._compiled = f"it no longer fits: {str(error).splitlines()[0]}", {}
+            return self.function(*inputs)
 
     def _admitted(self, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
         device = next((t.device.type for t in inputs), "cpu")

@@ -282,7 +282,7 @@ class Engine:
                 weight.fill_(float(value))
         try:
             loss, norm, *gradients = step.run(*self.weights, *call.inputs)
-        except RuntimeError as error:  # a shape inside that this batch's values decide
+        except (RuntimeError, AssertionError) as error:  # a shape inside that this batch's values decide, a parameter given another
             raise Untrue(f"it fails on this batch: {str(error).splitlines()[0]}") from error
         return Gradients(loss, norm, step.leaves, gradients)
 

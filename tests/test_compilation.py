@@ -130,6 +130,43 @@ def test_whole_road_through_inductor():
     assert torch.allclose(found.logsumexp(0), expected.logsumexp(0), rtol=0, atol=1e-4)
 
 
+def test_annealing_from_the_prior_through_inductor():
+    # its first draws lie in memory otherwise than every later position: machine code must not walk the one as the other
+    torch.manual_seed(0)
+    model, _ = float32()
+    x = pairs.binary(64, 64).float()
+    found = []
+    for choice in (False, True):
+        with compiling(choice):
+            found.append(ppvae.analysis.annealed_log_likelihood(model, x, num_temperatures=12, num_chains=8, step_size=0.2, seed=1))
+    # float32: a few of the chains may turn at a near tie, and then differ as any two chains do
+    se = (found[0].pointwise_se.square() + found[1].pointwise_se.square()).sqrt()
+    assert ((found[0].pointwise - found[1].pointwise).abs() < 0.2 * se + 1e-4).double().mean() > 0.9
+    assert found[0].acceptance.mean() > 0.9 and found[1].acceptance.mean() > 0.9
+
+
+def test_inputs_may_lie_in_memory_in_any_way():
+    values = torch.arange(12.0).reshape(3, 4)
+    function = CompiledFunction(lambda x: [x + torch.arange(4.0)])
+    expected = values + torch.arange(4.0)
+    for laid in (values, values.t().contiguous().t(), torch.stack([values, values], -1)[..., 0]):
+        assert torch.equal(function(laid)[0], expected)
+    same = torch.ones(3, 1).expand(3, 4)  # first an input that repeats its memory, then one that does not
+    function = CompiledFunction(lambda x: [x * 2])
+    assert torch.equal(function(same)[0], 2 * same)
+    assert torch.equal(function(values)[0], 2 * values)
+    assert not function.reason
+
+
+def test_what_is_closed_over_may_change_its_shape():
+    weight = torch.nn.Parameter(torch.ones(3))
+    function = CompiledFunction(lambda x: [x * weight.sum()])
+    assert function(torch.ones(2))[0].tolist() == [3.0, 3.0]
+    weight.data = torch.ones(5)
+    assert function(torch.ones(2))[0].tolist() == [5.0, 5.0]
+    assert "no longer fits" in function.reason
+
+
 def test_function_of_a_python_number_that_moves_runs_as_it_stands(graphs):
     count = [0.0]
 
