@@ -5,8 +5,9 @@ each by adaptive quadrature. And a decoder that folds the plane, x = |z_1| along
 of unequal weight; its refinements start from random places.
 
 Expected. (1) Weights from refined posteriors: mean error below 0.01 nats, 99 % of the data within 0.1, at most 2,000 evaluations of the
-decoder for any datum; what it costs to hold each against the guide, and to repair some, is told apart. The encoder's own bound at K = 5,000 is nats low on many data, and those more than 0.5 nats off are flagged with recall
-at least 0.98 and precision at least 0.8. (2) Of the refinements that ended in one mode at least 95 % are flagged, and repaired.
+decoder for any datum; what it costs to hold each against the guide, and to repair some, is told apart. The encoder's own bound at
+K = 5,000 is nats low on many data, and those more than 0.5 nats off are flagged with recall at least 0.98 and precision at least 0.8. (2)
+Of the refinements that ended in one mode at least 95 % are flagged, and repaired.
 
     python examples/known_truth.py --out runs/known-truth
 """

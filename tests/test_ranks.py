@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pyro
@@ -31,6 +32,7 @@ import pairs
 import ppvae
 from ppvae import analysis, checkpoint, noise
 from ppvae.data import Data
+from ppvae.engine import Engine
 from ppvae.errors import DataError, DivergedError, ProgramError, UnreliableWarning
 from ppvae.objectives import Scales
 from ppvae.ranks import ALONE, LostRankError, Ranks, shared, sharing, started
@@ -198,8 +200,8 @@ def test_the_gradient_of_two_processes_is_that_of_one(num_data, dtype, tolerance
     step = {"epochs": 1, "optimizer": sgd}  # the parameters then move by the gradient itself
     (alone,) = results(trained, make, x, step, size=1)
     for history, found in results(trained, make, x, step):
-        assert apart(found, alone[1]) < tolerance * 10
-        assert abs(history[0]["objective"] - alone[0][0]["objective"]) < tolerance * 10
+        assert apart(found, alone[1]) < tolerance
+        assert abs(history[0]["objective"] - alone[0][0]["objective"]) < tolerance
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.3], ids=["free", "clipped"])
@@ -226,6 +228,38 @@ def test_compiled_steps_of_two_processes_are_the_eager_ones_of_one():
     found = results(trained, point_pair, x, {"compile": True})
     assert all(apart(tensors, alone[1]) < 1e-9 for _, tensors in found)  # Adam divides by small moments
     assert same(found[0][1], found[1][1])
+
+
+def decaying(rank_that_does, x):
+    """Train compiled, with machine code that goes wrong in one process from its tenth step on: what was warned of, and what came out."""
+    calls = []
+
+    def backend(graph, inputs):
+        def run(*inputs):
+            calls.append(None)
+            loss, norm, *gradients = graph(*inputs)
+            wrong = 1.5 if len(calls) >= 12 and int(os.environ["RANK"]) == rank_that_does else 1.0  # two looks on admission
+            return [loss, norm, *(g * wrong for g in gradients)]
+
+        return run
+
+    ppvae.svi.Engine = functools.partial(Engine, backend=backend)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        history, tensors = trained(point_pair, x, {"compile": True, "epochs": 8})
+    return [str(w.message) for w in said if w.category is UnreliableWarning], history, tensors
+
+
+@pytest.mark.parametrize("rank", [0, 1], ids=str)
+def test_machine_code_that_goes_wrong_in_one_process_sends_all_back(rank):
+    x = pairs.real(16)  # 8 + 8: sixteen steps of one shape; each epoch's first is verified
+    _, expected = trained(point_pair, x, {"compile": False, "epochs": 8})
+    first, other = results(decaying, rank, x)
+    (said,) = first[0]
+    assert re.search(rf"compiled steps went wrong \(.*\(process {rank}\)\): back from step 10 to 8, where they were right", said)
+    assert not other[0]  # the first process speaks for all
+    assert apart(first[2], expected) < 1e-9  # Adam divides by small moments
+    assert same(first[2], other[2])
 
 
 @pytest.mark.parametrize("has_mean_in", ["every process", "a process without rows"])

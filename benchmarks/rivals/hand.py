@@ -16,7 +16,7 @@ from benchmarks.job import Job, Prepared
 LEARNING_RATE = 1e-3
 CHUNK_ROWS = 1000  # of log p(x): the logits of so many rows fit in the cache, and eager torch is fastest there
 LEAPFROG_STEPS = 10
-TEMPERATURES = 11
+TEMPERATURES = 41
 
 
 def built(job: Job) -> tuple[nn.Module, nn.Module]:
