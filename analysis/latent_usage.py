@@ -19,7 +19,7 @@ from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.programs import measuring
 from ppvae.stream import stream
-from ppvae.support import unwrapped
+from ppvae.support import masks, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ def _kl_per_dimension(pair: Pair, x: Batch, num_particles: int, seed: int) -> di
 def _factorised_kl(site_q: Any, site_p: Any) -> Tensor | None:
     """Elementwise KL of two factorised distributions, ([K], n, *event), or None."""
     q, p = unwrapped(site_q["fn"]), unwrapped(site_p["fn"])
-    masked = any(site["mask"] is not None or type(site["fn"]).__name__ == "MaskedDistribution" for site in (site_q, site_p))
+    masked = masks(site_q) or masks(site_p)
     if q.event_dim or p.event_dim or masked:
         return None
     try:

@@ -214,7 +214,8 @@ def _defaults(pair: Pair, x: Batch) -> dict[str, Statistic]:
 
 
 def _of_site(places: Placement, site: str, statistic: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-    return statistic(places.read(batch)[site].double())
+    values, mask = places.read(batch)[site].double(), places.observed(batch, site)
+    return statistic(values if mask is None else values[mask])
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppvae import noise
-from ppvae.batches import Batch, num_data, take, tensors
+from ppvae.batches import Batch, num_data, observed_entries, take, tensors
 from ppvae.errors import ProgramError
 from ppvae.pair import Pair
 from ppvae.programs import in_data_plate, log_prob, measuring, sample_sites, trace
@@ -91,9 +91,16 @@ class Placement:
         parts = {key: part.clone() for key, part in tensors(rows).items()}
         for name, (key, columns) in self.places.items():
             flat = parts[key].reshape(len(parts[key]), -1)
-            flat[:, columns] = values[name].reshape(len(flat), -1).to(flat.dtype)
+            made, mask = values[name].reshape(len(flat), -1).to(flat.dtype), observed_entries(rows)
+            kept = flat[:, columns]  # a hole keeps its filler, as in real data
+            flat[:, columns] = made if mask is None else torch.where(mask.reshape(len(flat), -1), made, kept)
             parts[key] = flat.reshape(parts[key].shape)
         return _like(rows, parts)
+
+    def observed(self, x: Batch, site: str) -> Tensor | None:
+        """Which of the numbers that a site reads are no holes, (N, d); None where all are there."""
+        mask = observed_entries(x)
+        return None if mask is None else mask.reshape(len(mask), -1)[:, self.places[site][1]]
 
     def read(self, x: Batch) -> dict[str, Tensor]:
         """What the observed sites read of a batch, (N, d) by site."""

@@ -6,6 +6,7 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ppvae.batches import Batch, num_data
 from ppvae.build import recorded
 from ppvae.families import DiagonalNormal as DiagonalNormalFamily
 from ppvae.families import Family
@@ -17,7 +18,7 @@ class Amortized(PyroModule):
     """q(z | x) = family.distribution(encoder(x)), at the site "z".
 
     Args:
-        encoder: (N, *event) -> (N, family.num_parameters).
+        encoder: (N, *event) -> (N, family.num_parameters); of data with missing entries, of the dict that they are (``nn.WithMask``).
         family: Rows of unconstrained numbers -> distributions over R^Z (``ppvae.families``).
     """
 
@@ -26,13 +27,13 @@ class Amortized(PyroModule):
         self.encoder = encoder
         self.family = family
 
-    def parameters_at(self, x: Tensor) -> Tensor:
+    def parameters_at(self, x: Batch) -> Tensor:
         """The row of each datum, (N, P)."""
         return self.encoder(x)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor) -> None:
+    def forward(self, x: Batch) -> None:
         """Draw z given x, (N, *event)."""
-        with pyro.plate("data", len(x), dim=-1):
+        with pyro.plate("data", num_data(x), dim=-1):
             pyro.sample("z", self.family.distribution(self.parameters_at(x)))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppvae.build import recorded
 from ppvae.models import likelihoods, priors
+from ppvae.models.missing import masked, parts
 
 
 @recorded
@@ -35,13 +36,14 @@ class LatentVariable(PyroModule):
         self.network = network
         self.likelihood = likelihood
 
-    def forward(self, x: Tensor) -> None:
-        """Observe x, (N, *event)."""
-        with pyro.plate("data", len(x), dim=-1):
+    def forward(self, x: Tensor | dict[str, Tensor]) -> None:
+        """Observe x, (N, *event), or its observed entries where it is a dict of values and mask (``models.missing``)."""
+        values, observed = parts(x)
+        with pyro.plate("data", len(values), dim=-1):
             given = self.prior_given  # a Pyro distribution is callable too: calling it would draw
             prior = given if isinstance(given, TorchDistributionMixin) else given()
             z = pyro.sample("z", prior)
-            pyro.sample("x", self.likelihood(self.network(z)), obs=x)
+            pyro.sample("x", masked(self.likelihood(self.network(z)), observed), obs=values)
 
 
 @recorded

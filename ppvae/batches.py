@@ -30,6 +30,11 @@ def tensors(x: Batch) -> dict[str, Tensor]:
     )
 
 
+def observed_entries(x: Batch) -> Tensor | None:
+    """Which entries are there, (N, *event), of data with missing ones: a dict ``{"x": values, "observed": mask}``; None of others."""
+    return x["observed"] if isinstance(x, dict) and x.keys() == {"x", "observed"} else None
+
+
 def num_data(x: Batch) -> int:
     """N, the leading dimension that all tensors of a batch share.
 

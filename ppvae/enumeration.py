@@ -16,7 +16,7 @@ from ppvae.errors import FamilyError
 from ppvae.pair import Pair
 from ppvae.programs import Values, measuring, sample_sites, trace
 from ppvae.stream import ROWS_AT_ONCE
-from ppvae.support import unwrapped
+from ppvae.support import masks, unwrapped
 
 MAX_STATES = 65_536
 ROWS_A_LOOK = 1024
@@ -192,8 +192,7 @@ def _discrete_site(pair: Pair, name: str, site: Any) -> DiscreteSite:
 
 def is_masked(site: Any) -> bool:
     """Whether a mask takes a part of a site's density away."""
-    mask = site["mask"]
-    return (mask is not None and mask is not True) or type(site["fn"]).__name__ == "MaskedDistribution"
+    return bool(masks(site))
 
 
 def _moving_support(name: str, site: Any) -> FamilyError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ppvae.build import recorded
@@ -117,6 +118,24 @@ class ConvDecoder(nn.Module):
         _check_width(self, z, self.in_features)
         images = self.layers(z.reshape(-1, self.in_features))
         return images.reshape(*z.shape[:-1], -1)  # type: ignore[no-any-return]
+
+
+@recorded
+class WithMask(nn.Module):
+    """A network of values and mask side by side, for data with missing entries: ``{"x": (N, D), "observed": (N, D)}`` -> network(N, 2 D).
+
+    A hole counts as 0 among the values, so that what stands in it cannot matter.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """Values and mask of a batch -> what the network gives."""
+        observed = x["observed"]
+        values = x["x"].where(observed, 0)
+        return self.network(torch.cat([values, observed.to(values)], -1))  # type: ignore[no-any-return]
 
 
 def _check_width(network: nn.Module, x: Tensor, width: int) -> None:

@@ -20,7 +20,7 @@ from ppvae.local import FreedSite, LocalUnconstrained
 from ppvae.pair import Pair
 from ppvae.posteriors import Freed, FreedUnconstrained, Normals
 from ppvae.programs import measuring, trace
-from ppvae.support import unwrapped
+from ppvae.support import masks, unwrapped
 from ppvae.whitened import CouplingFlow, MixtureNormal, Whitened
 
 BLOCK = 1024
@@ -93,7 +93,7 @@ def _normal_start(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, fam
 
 def _refuse_masks(pair: Pair, x: Batch, seed: int) -> None:
     for name, site in _distributions(pair, x, slice(0, min(pair.num_data, BLOCK)), seed).items():
-        if site["mask"] is not None or type(site["fn"]).__name__ == "MaskedDistribution":
+        if masks(site):
             raise FamilyError(
                 f"the latent site '{name}' is masked, and a local posterior has no mask",
                 where=f"site '{name}'",

@@ -35,9 +35,25 @@ def unvalidated(site: Any) -> bool:
 def inside(site: Any) -> Tensor:
     """Elementwise: is the observed value in the distribution's support? The shape of the support's check, at least (N,)."""
     try:
-        return unwrapped(site["fn"]).support.check(site["value"])  # type: ignore[no-any-return]
+        good: Tensor = unwrapped(site["fn"]).support.check(site["value"])
     except NotImplementedError:  # a transformed distribution that declares no support
         return torch.ones_like(site["value"], dtype=torch.bool)
+    for mask in masks(site):
+        joint = site["value"].dim() - good.dim()  # dimensions that one check answers for together
+        good = good | ~(mask.flatten(-joint)[..., 0] if joint > 0 else mask).to(good.device)
+    return good
+
+
+def masks(site: Any) -> list[Tensor]:
+    """The masks on a site's density, of ``poutine.mask`` and of its distribution at any depth; each broadcasts with the site's value."""
+    fn = site["fn"]
+    found = [(site["mask"], fn.event_dim)]
+    while hasattr(fn, "base_dist"):  # under to_event and expand
+        if type(fn).__name__ == "MaskedDistribution":
+            found.append((fn._mask, fn.event_dim))
+        fn = fn.base_dist
+    tensors = [(torch.as_tensor(mask), event_dim) for mask, event_dim in found if mask is not None and mask is not True]
+    return [mask.reshape(mask.shape + (1,) * event_dim) for mask, event_dim in tensors]
 
 
 def measure_of(sites: Sequence[Any]) -> str:

@@ -10,6 +10,7 @@ from ppvae.data import Data
 from ppvae.errors import DataError
 
 FINITE = "  mend:  leave out such rows: x[np.isfinite(x).reshape(len(x), -1).all(axis=1)]\n     or: fill them in: np.nan_to_num(x, nan=0.0)"
+MISSING = '\n     or: declare NaN to be missing, for a model that takes a mask: missing="mask"'
 
 
 def message(*args, **kwargs):
@@ -27,6 +28,7 @@ def test_values_that_are_not_finite_are_counted_and_located(bad, shown, kind):
     x[17, 3] = x[19, 0] = bad
     assert message(x, name="heights") == (
         f"needed finite numbers, and 2 values that are not finite came; the first is {shown}\n  where: heights, row 17, column 3\n{FINITE}"
+        + MISSING * (shown == "nan")
     )
 
 
@@ -35,7 +37,7 @@ def test_a_bad_pixel_is_located_in_its_image(monkeypatch):
     x = torch.zeros(5, 2, 3, dtype=torch.float64)
     x[4, 1, 2] = torch.nan
     assert message(x) == (
-        f"needed finite numbers, and 1 value that is not finite came; the first is nan\n  where: array, row 4, column (1, 2)\n{FINITE}"
+        f"needed finite numbers, and 1 value that is not finite came; the first is nan\n  where: array, row 4, column (1, 2)\n{FINITE}{MISSING}"
     )
 
 

@@ -44,7 +44,7 @@ def test_bytes_are_read_as_the_format_says(tmp_path):
         (b"\0\0\x07\x01\0\0\0\0", "the first bytes are 00 00 07 01"),
         (b"\0\0\x08\x03\0\0", "needed 16 bytes of header, and 6 came"),
         (b"\0\0\x08\x01\0\0\0\x05abcd", r"needed 13 bytes for an array of shape \(5,\), and 12 came"),
-        (b"\0\0\x08\x01\0\0\0\x03abcd", r"needed 11 bytes for an array of shape \(3,\), and 12 came"),
+        (b"\0\0\x08\x01\0\0\0\x03abcd", r"needed 11 bytes for an array of shape \(3,\), and more came"),
         (b"\0\0\x08\x02" + b"\xff" * 8, r"needed 18,446,744,065,119,617,037 bytes .* and 12 came"),
     ],
     ids=["empty", "foreign", "unknown type", "header", "short", "long", "absurd"],
@@ -68,3 +68,12 @@ def test_a_cut_gzip_file_is_told(tmp_path, cut):
     (tmp_path / "a.gz").write_bytes(gzip.compress(idx_bytes(np.arange(100, dtype="u1")))[:cut])
     with pytest.raises(DataError, match="needed a whole gzip file, and it does not unpack"):
         read_idx(tmp_path / "a.gz")
+
+
+def test_a_bomb_is_unpacked_to_what_its_header_tells(tmp_path, monkeypatch):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x05" + bytes(50_000_000)))
+    read, real = [], gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: read.append(size) or real(self, size))
+    with pytest.raises(DataError, match=r"needed 13 bytes for an array of shape \(5,\), and more came, once unpacked"):
+        read_idx(tmp_path / "a.gz")
+    assert max(read) <= 1024

@@ -170,17 +170,22 @@ def test_a_file_that_is_not_there_is_told():
     with pytest.raises(MissingFileError) as caught:
         data.load("nowhere.npy")
     assert str(caught.value) == (
-        "needed a .npy, .npz or IDX file, and there is none\n"
+        "needed a .npy, .npz, .csv, .tsv, .parquet, .mat or IDX file, or a folder or archive of pictures, and there is none\n"
         "  where: nowhere.npy\n"
         "  mend:  mend the path; it is taken from the working folder"
     )
 
 
-@pytest.mark.parametrize(("name", "came"), [("", "a folder"), ("x.csv", "x.csv")], ids=["folder", "other form"])
-def test_a_path_of_another_kind_is_told(tmp_path, name, came):
-    (tmp_path / "x.csv").write_text("1,2\n")
-    with pytest.raises(DataError, match=f"needed a .npy, .npz or IDX file,.* and {came} came"):
-        data.load(tmp_path / name)
+def test_a_file_of_another_kind_is_told(tmp_path):
+    (tmp_path / "x.xlsx").write_text("1,2\n")
+    with pytest.raises(DataError, match=r"needed a \.npy, .*, told by its name, and x\.xlsx came"):
+        data.load(tmp_path / "x.xlsx")
+
+
+def test_a_folder_of_idx_files_is_told_from_one_of_pictures(tmp_path):
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(b"")
+    with pytest.raises(DataError, match="and a folder with the IDX file t10k-images-idx3-ubyte.gz came"):
+        data.load(tmp_path)
 
 
 def test_an_archive_of_other_things_is_told(tmp_path):

@@ -16,6 +16,7 @@ from ppvae.data import binarize as ways
 from ppvae.data import philox
 from ppvae.data.arrays import as_slice, chunks, is_float, read
 from ppvae.data.checks import checked_labels, checked_tree, row_numbers
+from ppvae.data.missing import OBSERVED, VALUES, holes, refuse_structure
 from ppvae.data.scan import check_exact, scan
 from ppvae.data.tree import Leaf, Tree, cat, is_leaf, map_leaves, named_leaves
 from ppvae.errors import DataError
@@ -36,6 +37,9 @@ class Data:
         measure: What a density of these values is a density against: ``counting`` for binarised and for whole numbers as
             they stand, ``Lebesgue`` for real ones (grey images with ``binarize="none"`` are level / levels, real numbers).
         levels: The grey value that is white, or None where the values are no grey values.
+        masked: Whether entries may be missing: a program then sees ``{"x": values, "observed": mask}``, both (N, *event), where the
+            mask is True at what was observed and the values elsewhere mean nothing.
+        origin: What a reader found out about the file, in words.
     """
 
     name: str
@@ -49,6 +53,8 @@ class Data:
     index: Tensor  # (N,), which rows of the source
     flatten: bool = False
     first_row: int = 0  # number of the source's first row in the whole data set, where that is stored in several files
+    masked: bool = False
+    origin: str = ""
 
     @classmethod
     def of(cls, value: Any, labels: Any = None, *, name: str = "array", split: str = "all") -> Data:
@@ -74,6 +80,8 @@ class Data:
         seed: int = 0,
         flatten: bool = False,
         first_row: int = 0,
+        missing: Any = None,
+        origin: str = "",
     ) -> Data:
         """A Data of arrays, with grey values binarised.
 
@@ -88,11 +96,21 @@ class Data:
             seed: Of the draws.
             flatten: Event shape (D,) whatever the shape of a row.
             first_row: Number of the first row in the whole data set.
+            missing: Of a lone array: ``"mask"`` where NaN is a missing entry, or (N, *event), True where an entry is missing, whatever
+                it holds. None where nothing is missing; NaN is then refused.
+            origin: What a reader found out about the file.
+
+        Raises:
+            DataError: As ``of``, or grey values outside their range, or a mask that is none.
         """
         ways.known(binarize)
+        if missing is not None:
+            refuse_structure(x, name)
         source = checked_tree(x, name)
-        if is_leaf(source):
-            measure, levels = _measured(source, binarize, levels, name)
+        if missing is not None:
+            source = holes(source, missing, name)
+        if is_leaf(source) or missing is not None:
+            measure, levels = _measured(source if missing is None else source[VALUES], binarize, levels, name)
         elif binarize == "none" and levels is None and not flatten:
             kinds = ["counting" if scan(leaf, name + place).integral else "Lebesgue" for place, leaf in named_leaves(source)]
             measure = kinds[0] if len(set(kinds)) == 1 else " x ".join(kinds)
@@ -115,6 +133,8 @@ class Data:
             index=torch.arange(num_data, dtype=torch.int64),
             flatten=flatten,
             first_row=first_row,
+            masked=missing is not None,
+            origin=origin,
         )
 
     def __len__(self) -> int:
@@ -194,6 +214,11 @@ class Data:
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
+    @property
+    def num_missing(self) -> int:
+        """Missing entries among all of these rows."""
+        return int((~self.source[OBSERVED][self.index]).sum()) if self.masked else 0
+
     def describe(self) -> dict[str, Any]:
         """What a result carries about its data, ready for JSON."""
         return {
@@ -205,11 +230,14 @@ class Data:
             "sha256": self.sha256,
             "num_data": len(self),
             "event_shape": map_leaves(lambda leaf: list(self._shape(leaf)), self.source),
+            **({"num_missing": self.num_missing} if self.masked else {}),
         }
 
     def __repr__(self) -> str:
         """One line, without the hash: a large file would be read for it."""
-        return f"Data({self.name} {self.split}: {len(self):,} rows of {self.event_shape}, binarize={self.binarize}, {self.measure})"
+        shape = self.event_shape[VALUES] if self.masked else self.event_shape
+        missing = f", {self.num_missing:,} entries missing" if self.masked else ""
+        return f"Data({self.name} {self.split}: {len(self):,} rows of {shape}, binarize={self.binarize}, {self.measure}{missing})"
 
     def _shape(self, leaf: Leaf) -> tuple[int, ...]:
         event = tuple(leaf.shape[1:])
@@ -227,8 +255,16 @@ class Data:
             index: (B,), int64.
             key: (2,), of fresh draws where binarisation is dynamic (``philox``); without it the fixed draws of ``x``.
         """
+        if self.masked:
+            observed = stored[OBSERVED]
+            observed = observed.reshape(len(observed), -1) if self.flatten else observed
+            return {VALUES: self._seen(stored[VALUES], index, key), OBSERVED: observed}
         if not is_leaf(self.source):
             return map_leaves(lambda leaf: _float(leaf) if is_float(leaf) else leaf, stored)
+        return self._seen(stored, index, key)
+
+    def _seen(self, stored: Tensor, index: Tensor, key: Tensor | None) -> Tensor:
+        """Rows of a lone array, flat, scaled and binarised."""
         grey = _float(stored)
         grey = grey.reshape(len(grey), -1) if self.flatten else grey
         if self.levels is None:

@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import zlib
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from ppvae.errors import DataError
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+CHUNK_BYTES = 1 << 24
 AGAIN = "fetch the file again: it was cut short or damaged on its way"
 
 
@@ -27,13 +29,14 @@ def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
         DataError: it is no IDX file, or its length is not what its header says.
     """
     path = Path(path)
-    content = _content(path)
+    content = _content(path, 4 + 4 * 255)  # the longest header
     dtype, shape = _header(content, path)
     start = 4 + 4 * len(shape)
     needed = start + math.prod(shape) * dtype.itemsize
+    content = _content(path, needed + 1)
     if len(content) != needed:
         raise DataError(
-            f"needed {needed:,} bytes for an array of shape {shape}, and {len(content):,} came"
+            f"needed {needed:,} bytes for an array of shape {shape}, and {'more' if len(content) > needed else f'{len(content):,}'} came"
             + (", once unpacked" if path.suffix == ".gz" else ""),
             where=str(path),
             mend=AGAIN,
@@ -41,10 +44,17 @@ def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
     return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, limit: int) -> bytes:
+    """The first bytes, unpacked: no more than the header tells, however much a gzip file unpacks to."""
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            with gzip.GzipFile(fileobj=file) if packed else file as stream:
+                found = io.BytesIO()
+                while chunk := stream.read(min(CHUNK_BYTES, limit - found.tell())):
+                    found.write(chunk)
+                return found.getvalue()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"needed a whole gzip file, and it does not unpack ({error})", where=str(path), mend=AGAIN) from error
 

@@ -27,7 +27,7 @@ class Presented:
     def __init__(self, data: Data, device: torch.device | str = "cpu") -> None:
         self.data, self.device = data, torch.device(device)
         self.mapped = data._mapped
-        self.as_stored = is_leaf(data.source) and data.levels is not None and data.binarize != "static"
+        self.as_stored = (is_leaf(data.source) or data.masked) and data.levels is not None and data.binarize != "static"
         if self.mapped:
             self.held: Any = None
         else:
@@ -60,4 +60,4 @@ class Presented:
         if not self.as_stored:
             return map_leaves(lambda leaf: leaf[rows], self.held)
         index = rows if self.in_order else self.index[rows]
-        return self.data.seen(self.held[index], index, key)
+        return self.data.seen(map_leaves(lambda leaf: leaf[index], self.held), index, key)

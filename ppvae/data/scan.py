@@ -100,5 +100,9 @@ def _not_finite(source: Leaf, where: str) -> DataError:
     return DataError(
         f"needed finite numbers, and {found.count:,} value{plural} not finite came; the first is {found.value}",
         where=at(found, where),
-        mend=["leave out such rows: x[np.isfinite(x).reshape(len(x), -1).all(axis=1)]", "fill them in: np.nan_to_num(x, nan=0.0)"],
+        mend=[
+            "leave out such rows: x[np.isfinite(x).reshape(len(x), -1).all(axis=1)]",
+            "fill them in: np.nan_to_num(x, nan=0.0)",
+            *(['declare NaN to be missing, for a model that takes a mask: missing="mask"'] if found.value == "nan" else []),
+        ],
     )

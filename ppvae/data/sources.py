@@ -1,24 +1,51 @@
-"""``load``: a data set by its name, its file, or its arrays."""
+"""``load``: a data set by its name, its file or folder, or its arrays."""
 
 from __future__ import annotations
 
 import difflib
 import os
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ppvae.data import digits, images
+import torch
+
+from ppvae.data import celeba, delimited, digits, images, omniglot, parquet, pictures
+from ppvae.data.archives import is_archive
 from ppvae.data.data import Data
 from ppvae.data.idx import read_idx
+from ppvae.data.leakage import warn_of_shared_rows
 from ppvae.data.numpy_files import read_npy, read_npz
 from ppvae.data.splits import Splits, split, split_off_validation
+from ppvae.data.tables import with_labels
 from ppvae.data.tree import is_leaf
 from ppvae.errors import DataError, MissingFileError
 
-NAMES = ("digits", "fashion-mnist", "mnist")
+NAMES = ("digits", "fashion-mnist", "mnist", "omniglot", "celeba")
 SHARE = 0.1  # of a user's rows, for validation, and as many for the test
-FORMS = "a .npy, .npz or IDX file"
+FORMS = "a .npy, .npz, .csv, .tsv, .parquet, .mat or IDX file, or a folder or archive of pictures"
+# Option of load -> what it is for.
+OF_SOME = {
+    "size": "pictures, omniglot and celeba",
+    "grey": "pictures",
+    "delimiter": ".csv files",
+    "directory": "mnist, fashion-mnist, omniglot and celeba",
+}
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a file or a user gave: arrays, and how they are taken unless the user says."""
+
+    name: str
+    x: Any
+    labels: Any = None
+    binarize: str = "none"
+    levels: float | None = None
+    origin: str = ""
+    options: tuple[str, ...] = ()  # of OF_SOME, that apply
+    picks_labels: bool = False  # the labels option was a column's name, and has been heeded
 
 
 def names() -> list[str]:
@@ -37,77 +64,194 @@ def load(
     test: float | None = None,
     levels: float | None = None,
     labels: Any = None,
+    missing: Any = None,
+    size: int | tuple[int, int] | None = None,
+    grey: bool | None = None,
+    delimiter: str | None = None,
+    download: bool = True,
 ) -> Splits:
     """Training, validation and test data.
 
     Args:
-        source: A name (``names()``); a path to a ``.npy``, ``.npz`` or IDX file; or arrays, (N, *event).
-        binarize: ``threshold``, ``static``, ``dynamic`` or ``none``. By default ``threshold`` for images (the names, IDX
-            files) and ``none`` for other arrays. Printing the result tells which.
+        source: A name (``names()``); a path to a ``.npy``, ``.npz``, ``.csv``, ``.tsv``, ``.parquet`` or IDX file, to OMNIGLOT's
+            ``chardata.mat``, or to a folder or archive of pictures; or arrays, (N, *event).
+        binarize: ``threshold``, ``static``, ``dynamic`` or ``none``. By default ``threshold`` for images (the names but celeba, IDX and
+            .mat files) and ``none`` for other data. Printing the result tells which.
         seed: Of the split and of the draws.
-        flatten: Event shape (D,); else that of the images, such as (28, 28).
-        validation: Rows held out of training, a number (int) or a share (float). By default 360 of digits, 5,000 of the
-            60,000 images, a tenth of other data.
-        directory: Holds the files of MNIST or Fashion-MNIST, or a folder of that name with them. Else that of the
-            environment variable ``PPVAE_DATA``, else where Debian installs them.
-        test: As ``validation``; MNIST and Fashion-MNIST have a test set of their own.
+        flatten: Event shape (D,); else that of the images, such as (28, 28) or (3, 64, 64).
+        validation: Rows held out of training, a number (int) or a share (float). By default 360 of digits, 5,000 of the 60,000 images
+            of MNIST and Fashion-MNIST, 1,345 of omniglot, celeba's own part, a tenth of other data.
+        directory: Holds the files of a named data set, or a folder of that name with them. Else that of the environment variable
+            ``PPVAE_DATA`` or ``~/.cache/ppvae``, else where Debian installs Fashion-MNIST.
+        test: As ``validation``; all named data sets but digits have a test set of their own.
         levels: The grey value that is white, where other data are binarised and leave it open.
-        labels: (N,) whole numbers, for data that come without.
+        labels: (N,) whole numbers, for data that come without; a column's name or number, of a table; an attribute of celeba.
+        missing: ``"mask"`` where NaN is a missing entry, or booleans (N, *event), True where an entry is missing. See ``Data.masked``.
+        size: Height and width of pictures, omniglot (28 unless named) and celeba (64), or both as one number.
+        grey: Pictures as grey values (True) or in colour (False). By default grey where all are.
+        delimiter: Of a ``.csv`` file. By default found out.
+        download: Fetch the files of a named data set where they are not there and no ``directory`` was named.
 
     Raises:
-        MissingFileError: a file is not there; it tells how to get it.
-        DataError: an unknown name, a damaged file, or values that cannot be used.
+        MissingFileError: a file is not there, or cannot be fetched; it tells how to get it.
+        DataError: an unknown name, a damaged file, values that cannot be used, or an option that is for other data.
+
+    Warns:
+        UnreliableWarning: Held-out rows of a file or of arrays stand in the training rows too.
     """
-    if not isinstance(source, str) or source not in NAMES:
-        name, x, own_labels, usual = _read(source)
-        labels = own_labels if labels is None else labels
-        flatten = flatten and is_leaf(x)
-        data = Data.from_arrays(x, labels, name=name, binarize=binarize or usual, levels=levels, seed=seed, flatten=flatten)
-        return split(data, validation=_or(validation, SHARE), test=_or(test, SHARE), seed=seed)
-    if labels is not None or levels is not None:
-        raise DataError(f"{source} has labels and levels of its own, and others came", where="labels, levels", mend="leave them out")
-    build = partial(Data.from_arrays, name=source, binarize=binarize or "threshold", seed=seed, flatten=flatten)
+    given = {"size": size, "grey": grey, "delimiter": delimiter, "directory": directory}
+    if isinstance(source, str) and source in NAMES:
+        own = [
+            option
+            for option, value in (("labels", labels), ("levels", levels), ("missing", missing), ("test", test))
+            if value is not None and (option, source) not in (("labels", "celeba"), ("test", "digits"))
+        ]
+        if own:
+            raise DataError(
+                f"{source} has labels, levels and a test set of its own, and {own[0]}= came",
+                where=own[0],
+                mend="leave it out, and take .test[:1000]" if own[0] == "test" else "leave it out",
+            )
+        _refuse_options(source, {"digits": (), "omniglot": ("size", "directory"), "celeba": ("size", "directory")}, given)
+        usual = "none" if source == "celeba" else "threshold"
+        build = partial(Data.from_arrays, name=source, binarize=binarize or usual, seed=seed, flatten=flatten)
+        return _named(source, build, directory, download, size, labels, validation, test, seed)
+    if _is_chardata(source):
+        _refuse_options(str(source), {}, given)
+        build = partial(Data.from_arrays, name=str(source), binarize=binarize or "threshold", seed=seed, flatten=flatten, missing=missing)
+        trained, tested = omniglot.read_chardata(Path(source))
+        return _with_own_test(build, trained, tested, 1.0, _or(validation, omniglot.HELD_OUT), seed)
+    read = _read(source, labels, given)
+    _refuse_options(read.name, {read.name: read.options}, given)
+    labels = read.labels if labels is None or read.picks_labels else labels
+    flatten = flatten and is_leaf(read.x)
+    data = Data.from_arrays(
+        read.x,
+        labels,
+        name=read.name,
+        binarize=binarize or read.binarize,
+        levels=read.levels if levels is None else levels,
+        seed=seed,
+        flatten=flatten,
+        missing=missing,
+        origin=read.origin,
+    )
+    found = split(data, validation=_or(validation, SHARE), test=_or(test, SHARE), seed=seed)
+    warn_of_shared_rows(found.train, found.validation, found.test)
+    return found
+
+
+def _named(
+    source: str,
+    build: Any,
+    directory: str | os.PathLike[str] | None,
+    download: bool,
+    size: int | tuple[int, int] | None,
+    labels: str | None,
+    validation: float | None,
+    test: float | None,
+    seed: int,
+) -> Splits:
+    """A data set that has a name."""
     if source == "digits":
         data = build(*digits.digits(), levels=digits.LEVELS)
         return split(data, validation=_or(validation, digits.HELD_OUT), test=_or(test, digits.HELD_OUT), seed=seed)
-    if test is not None:
-        raise DataError(
-            f"{source} has a test set of its own, and test={test} came", where="test", mend="leave it out, and take .test[:1000]"
-        )
-    trained, tested = images.image_files(source, directory)
-    data = build(*trained, levels=images.LEVELS)
-    last = build(*tested, levels=images.LEVELS, first_row=len(data))
-    return split_off_validation(data, last, validation=_or(validation, images.HELD_OUT), seed=seed)
+    if source == "celeba":
+        return _celeba(build, directory, download, size, labels, validation, seed)
+    if source == "omniglot":
+        trained, tested = omniglot.drawings(directory, download=download, size=size)
+        return _with_own_test(build, trained, tested, images.LEVELS, _or(validation, omniglot.HELD_OUT), seed)
+    files, files_of_test = images.image_files(source, directory, download=download)
+    return _with_own_test(build, files, files_of_test, images.LEVELS, _or(validation, images.HELD_OUT), seed)
 
 
 def _or(value: float | None, usual: float) -> float:
     return usual if value is None else value
 
 
-def _read(source: Any) -> tuple[str, Any, Any, str]:
-    """A name, arrays, their labels or None, and how such data are binarised unless the user says."""
+def _with_own_test(build: Any, trained: Any, tested: Any, levels: float, validation: float, seed: int) -> Splits:
+    data = build(*trained, levels=levels)
+    return split_off_validation(data, build(*tested, levels=levels, first_row=len(data)), validation=validation, seed=seed)
+
+
+def _celeba(
+    build: Any,
+    directory: str | os.PathLike[str] | None,
+    download: bool,
+    size: int | tuple[int, int] | None,
+    attribute: str | None,
+    validation: float | None,
+    seed: int,
+) -> Splits:
+    """The parts that its authors made, or validation rows drawn from the first two of them."""
+    if isinstance(size, tuple):
+        raise DataError(f"needed one number, the side of the images, and size={size} came", where="size")
+    faces, labels, parts = celeba.faces(directory, download=download, size=size, attribute=attribute)
+    data = build(faces, labels, levels=celeba.LEVELS)
+    train, held, test = (data[torch.from_numpy((parts == part).nonzero()[0])] for part in range(3))
+    if validation is not None:
+        both = data[torch.from_numpy((parts < 2).nonzero()[0])]
+        return split_off_validation(both, test, validation=validation, seed=seed)
+    later = "static" if data.binarize == "dynamic" else data.binarize
+    return Splits(
+        replace(train, split="train"), replace(held, split="validation", binarize=later), replace(test, split="test", binarize=later), seed
+    )
+
+
+def _is_chardata(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike) and Path(source).suffix == ".mat" and Path(source).is_file()
+
+
+def _read(source: Any, labels: Any, given: dict[str, Any]) -> _Read:
+    """What is to be split."""
     if isinstance(source, Data):
         raise DataError("needed a name, a path or arrays, and a Data came", where=source.name, mend="ppvae.data.split(data) splits it")
     if not isinstance(source, str | os.PathLike):
-        return "array", source, None, "none"
+        return _Read("array", source)
     path = Path(source)
     if not path.exists():
         raise _absent(source, path)
-    if path.is_dir():
-        raise DataError(
-            f"needed {FORMS}, and a folder came", where=str(path), mend=f'load("mnist", directory="{path}") for a folder of IDX files'
-        )
-    if path.suffix == ".npy":
-        return str(path), read_npy(path), None, "none"
-    if path.suffix == ".npz":
-        return str(path), *read_npz(path), "none"
+    if path.is_dir() or is_archive(path):
+        return _pictured(path, given)
+    suffix = path.suffix.lower()
+    if suffix in delimited.SUFFIXES + parquet.SUFFIXES:
+        text = suffix in delimited.SUFFIXES
+        table = delimited.read_delimited(path, given["delimiter"]) if text else parquet.read_parquet(path)
+        picks = isinstance(labels, str | int)
+        x, own, how = with_labels(table, labels if picks else None, path)
+        return _Read(str(path), x, own, origin=how, options=("delimiter",) if text else (), picks_labels=picks)
+    if suffix == ".npy":
+        return _Read(str(path), read_npy(path))
+    if suffix == ".npz":
+        return _Read(str(path), *read_npz(path))
     if "idx" in path.name or "ubyte" in path.name:
-        return str(path), read_idx(path), None, "threshold"
+        return _Read(str(path), read_idx(path), binarize="threshold")
     raise DataError(
         f"needed {FORMS}, told by its name, and {path.name} came",
         where=str(path),
         mend="np.save('data.npy', np.asarray(x)) and hand that in",
     )
+
+
+def _pictured(path: Path, given: dict[str, Any]) -> _Read:
+    """A folder or an archive of pictures."""
+    stems = [file.name for file in path.iterdir()] if path.is_dir() else []
+    idx = next((name for name in stems if name.startswith(images.FILES)), None)
+    if idx is not None:
+        raise DataError(
+            f"needed {FORMS}, and a folder with the IDX file {idx} came",
+            where=str(path),
+            mend=f'load("mnist", directory="{path}") for the four files together',
+        )
+    x, labels, how = pictures.read_pictures(path, given["size"], given["grey"])
+    return _Read(str(path), x, labels, levels=pictures.LEVELS, origin=how, options=("size", "grey"))
+
+
+def _refuse_options(name: str, known: dict[str, tuple[str, ...]], given: dict[str, Any]) -> None:
+    """Options that mean nothing for these data are errors, not silently ignored."""
+    foreign = next((option for option, value in given.items() if value is not None and option not in known.get(name, ("directory",))), None)
+    if foreign is not None:
+        raise DataError(f"needed options for {name}, and {foreign}= is for {OF_SOME[foreign]}", where=foreign, mend="leave it out")
 
 
 def _absent(source: str | os.PathLike[str], path: Path) -> DataError:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.data.data import Data
+from ppvae.data.missing import VALUES
 from ppvae.errors import DataError
 
 
@@ -28,7 +29,11 @@ class Splits:
         parts = (self.train, self.validation, self.test)
         sizes = ", ".join(f"{len(part):,} {part.split}" for part in parts)
         hashes = ", ".join(f"{part.split} {part.sha256[:12]}" for part in parts)
-        told = f"event shape {self.train.event_shape}; {_told(self.train)}; split by seed {self.seed}"
+        shape = self.train.event_shape[VALUES] if self.train.masked else self.train.event_shape
+        told = f"event shape {shape}; {_told(self.train)}; split by seed {self.seed}"
+        if self.train.masked:
+            told += f"; {sum(part.num_missing for part in parts):,} entries missing"
+        told += f"; {self.train.origin}" if self.train.origin else ""
         return f"{self.train.name}: {sizes}; {told}\nsha256: {hashes}"
 
 

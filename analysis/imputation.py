@@ -1,0 +1,260 @@
+"""Missing entries drawn from p(x_missing | x_observed): draws of z from the guide, weighted by what was observed, then x given z."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppvae import noise
+from ppvae.analysis.estimate import Provenance, as_lists, batch_of, label, provenance, resolution
+from ppvae.batches import Batch, repeat, take
+from ppvae.data import Data
+from ppvae.errors import ProgramError, check_count
+from ppvae.importance import effective_sample_size, k_hat, k_hat_threshold
+from ppvae.modules import Program
+from ppvae.pair import Pair
+from ppvae.programs import measuring, sample_sites, trace
+from ppvae.support import masks
+
+
+@dataclass(frozen=True, eq=False)
+class Imputation:
+    """Missing entries given the observed ones, importance-weighted. At observed entries all hold what was observed.
+
+    Attributes:
+        samples: (S, N, *event), draws from p(x_missing | x_observed).
+        mean: (N, *event), E[x_missing | x_observed].
+        mean_se: (N, *event), its Monte Carlo standard error, by the delta method; 0 at observed entries.
+        sd: (N, *event), standard deviation of p(x_d | x_observed); 0 at observed entries.
+        missing: (N, *event), which entries are missing.
+        ess: (N,), effective sample size of the weights, in [1, K].
+        k_hat: (N,), shape of the weights' tail; -inf where they are constant, nan below 25 particles.
+        num_particles: K, draws of z per datum.
+        site: The observed site.
+        source: Where the numbers came from.
+    """
+
+    samples: Tensor
+    mean: Tensor
+    mean_se: Tensor
+    sd: Tensor
+    missing: Tensor
+    ess: Tensor
+    k_hat: Tensor
+    num_particles: int
+    site: str
+    source: Provenance
+
+    def __str__(self) -> str:
+        there = self.k_hat[~self.k_hat.isnan()]
+        threshold = k_hat_threshold(self.num_particles)
+        tail = f"k-hat above {threshold:.2f} at {100 * (there > threshold).double().mean():.1f} %" if len(there) else "no k-hat"
+        count = int(self.missing.sum())
+        spread = f"sd {self.sd[self.missing].square().mean().sqrt():.3g} (root mean square), " if count else ""
+        return (
+            f"imputed {count:,} of {self.missing.numel():,} entries of '{self.site}': {spread}effective sample size "
+            f"{self.ess.median():.0f} at the median, {self.ess.min():.0f} at least of {self.num_particles} "
+            f"(N={len(self.ess)}, S={len(self.samples)}, K={self.num_particles}; {tail}; {label(self.source)})"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; the draws, which belong into a file of tensors, are left out."""
+        return {name: value for name, value in as_lists(self).items() if name != "samples"}
+
+
+def impute(
+    model: Program,
+    guide: Program,
+    x: Data | Batch,
+    *,
+    num_samples: int = 100,
+    num_particles: int = 1000,
+    site: str | None = None,
+    seed: int = 0,
+) -> Imputation:
+    """Draw the missing entries of each datum from p(x_missing | x_observed), and their mean and standard deviation.
+
+    K particles z ~ q(z | x) are weighted by p(x_observed, z) / q(z | x). Mean and standard deviation are those of the mixture of p(x | z)
+    under these weights, in closed form given z where its distribution has moments; draws resample z by its weight.
+
+    Args:
+        model: A program of one argument, the batch; it masks the missing entries of an observed site (``models.missing.masked``,
+            ``.mask()`` under ``.to_event()``, or ``poutine.mask`` over entries that are plates).
+        guide: A program of the same argument; what it draws should depend on the observed entries alone.
+        x: Data with a mask, as ``Data.from_arrays(..., missing=...)`` gives them.
+        num_samples: S, draws per datum.
+        num_particles: K, draws of z per datum. Where ``ess`` comes near 1, or k-hat above its threshold, more, or a better guide
+            (``refine(...).guide``).
+        site: Which observed site, where several are masked.
+        seed: Rules every draw.
+
+    Raises:
+        ProgramError: No observed site is masked, or several and none is named.
+        ShapeError: The pair breaks the contract.
+        DataError: Data outside the support of an observed site.
+
+    References:
+        Mattei, Frellsen (2019), MIWAE: deep generative modelling and imputation of incomplete data sets, sec. 3.
+    """
+    check_count("num_samples", num_samples)
+    check_count("num_particles", num_particles)
+    batch = batch_of(x, model, guide)
+    pair = Pair(model, guide, batch, seed)
+    name, _, _ = _site(pair, batch, site, seed)
+    with torch.no_grad():
+        found = [
+            _Block(pair, batch, rows, name, num_particles, num_samples, seed).imputed()
+            for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS)
+        ]
+    return Imputation(
+        samples=torch.cat([block["samples"] for block in found], 1),
+        **{name: torch.cat([block[name] for block in found]) for name in ("mean", "mean_se", "sd", "missing", "ess", "k_hat")},
+        num_particles=num_particles,
+        site=name,
+        source=provenance(x, pair, seed),
+    )
+
+
+class _Block:
+    """The particles of up to 64 data."""
+
+    def __init__(self, pair: Pair, x: Batch, rows: slice, site: str, num_particles: int, num_samples: int, seed: int) -> None:
+        self.pair, self.rows, self.seed = pair, rows, seed
+        self.x = take(x, rows)
+        self.num_particles, self.num_samples = num_particles, num_samples
+        self.n = rows.stop - rows.start
+        self.site, self.missing, self.value = _site(pair, self.x, site, seed)
+        self.resolution = resolution(x)
+
+    def imputed(self) -> dict[str, Tensor]:
+        """The fields of the result, for these data."""
+        values, log_weights = self._weighed()
+        weights = log_weights.softmax(0)  # (K, n)
+        mean, mean_se, sd = self._moments(values, weights)
+        return {
+            "samples": torch.where(self.missing, self._samples(values, weights), self.value).cpu(),
+            "mean": torch.where(self.missing, mean, self.value.to(mean.dtype)).cpu(),
+            "mean_se": torch.where(self.missing, mean_se, 0).cpu(),
+            "sd": torch.where(self.missing, sd, 0).cpu(),
+            "missing": self.missing.cpu(),
+            "ess": effective_sample_size(log_weights).cpu(),
+            "k_hat": k_hat(log_weights.cpu(), self.resolution),
+        }
+
+    def _weighed(self) -> tuple[dict[str, Tensor], Tensor]:
+        """All particles, (K, [plates], n, *event) by latent, and log p(x_observed, z) - log q(z | x), (K, n)."""
+        drawn: list[dict[str, Tensor]] = []
+        log_weights = []
+        for particles in noise.blocks(self.num_particles, noise.BLOCK_PARTICLES):
+            k = particles.stop - particles.start
+            with self._running("impute", particles.start):
+                values, log_q = self.pair.draw(self.x, self.rows, k)
+                log_p = self.pair.score(self.x, values, check_from=None if particles.start else self.rows.start, num_particles=k)
+            drawn.append({name: values[name] for name in self.pair.latents})
+            log_weights.append(torch.stack(list(log_p.values())).sum(0) - sum(log_q.values()))
+        return {name: torch.cat([values[name] for values in drawn]) for name in self.pair.latents}, torch.cat(log_weights)
+
+    def _moments(self, values: dict[str, Tensor], weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, its standard error and standard deviation of x under the weighted mixture of p(x | z), (n, *event), float64.
+
+        Sums are about the mean of the first particles, so that a large offset does not cancel digits.
+        """
+        centre: Tensor | None = None
+        sums = [torch.zeros((), dtype=torch.float64)] * 5
+        for particles, fn in self._given(values):
+            mean, variance = _moments_of(fn)
+            mean, variance = (part.double().unflatten(0, (-1, self.n)) for part in (mean, variance))
+            centre = mean.mean(0) if centre is None else centre
+            offset = mean - centre
+            w = weights[particles].reshape(-1, self.n, *[1] * (mean.dim() - 2))
+            moments = offset, variance + offset.square()
+            terms = [w * moments[0], w * moments[1]] + [w.square() * offset**power for power in (2, 1, 0)]
+            sums = [total.to(mean.device) + term.sum(0) for total, term in zip(sums, terms, strict=True)]
+        assert centre is not None  # there is a particle at least
+        first, second, error_2, error_1, error_0 = sums
+        variance_of_mean = error_2 - 2 * first * error_1 + first.square() * error_0
+        return centre + first, variance_of_mean.clamp(min=0).sqrt(), (second - first.square()).clamp(min=0).sqrt()
+
+    def _samples(self, values: dict[str, Tensor], weights: Tensor) -> Tensor:
+        """(S, n, *event), each draw from p(x | z) at a particle drawn by its weight."""
+        with self._running("resampled"):
+            chosen = torch.multinomial(weights.mT, self.num_samples, replacement=True).mT  # (S, n)
+        taken = {}
+        for name, value in values.items():
+            data_dim = value.dim() - self.pair.event_dims[name] - 1
+            index = chosen.reshape(-1, *[1] * (data_dim - 1), self.n, *[1] * self.pair.event_dims[name])
+            taken[name] = value.gather(0, index.expand(-1, *value.shape[1:]))
+        drawn = []
+        for particles, fn in self._given(taken, self.num_samples):
+            with self._running("imputed", particles.start):
+                drawn.append(_data_first(fn.sample(), fn.event_dim).unflatten(0, (-1, self.n)))
+        return torch.cat(drawn)
+
+    def _given(self, values: dict[str, Tensor], count: int | None = None) -> Iterator[tuple[slice, Any]]:
+        """p(x | z) at particles, 64 at a time: a distribution whose data dimension runs over particles, then data."""
+        for particles in noise.blocks(count or self.num_particles, noise.BLOCK_PARTICLES):
+            k = particles.stop - particles.start
+            flat = {name: self._rows(value[particles], name) for name, value in values.items()}
+            with self._running("given", particles.start):
+                found = trace(self.pair.model, repeat(self.x, k), {**flat, **self.pair.globals})
+            yield particles, sample_sites(found)[self.site]["fn"]
+
+    def _rows(self, value: Tensor, name: str) -> Tensor:
+        """(k, [plates], n, *event) -> ([plates], k n, *event)."""
+        data_dim = value.dim() - self.pair.event_dims[name] - 1
+        return value.movedim(0, data_dim - 1).flatten(data_dim - 1, data_dim)
+
+    @contextlib.contextmanager
+    def _running(self, purpose: str, first: int = 0) -> Iterator[None]:
+        with noise.seeded(self.seed, purpose, self.rows.start, first, device=self.pair.device), measuring(self.pair.model, self.pair.guide):
+            yield
+
+
+def _site(pair: Pair, x: Batch, named: str | None, seed: int) -> tuple[str, Tensor, Tensor]:
+    """The masked site, and which of its entries are missing and what they hold, data first, (n, [plates], *event) each.
+
+    Raises:
+        ProgramError: There is none, or several and none is named.
+    """
+    with noise.seeded(seed, "masks", device=pair.device), measuring(pair.model):
+        sites = sample_sites(trace(pair.model, x, pair.globals))
+    masked = [name for name in pair.observed if masks(sites[name])]
+    if len(masked) != 1 if named is None else named not in masked:
+        came = f"'{named}'" if named is not None else "none named"
+        raise ProgramError(
+            f"needed one masked observed site to impute, and {came} of {masked or 'none'} came",
+            where=f"observed sites of the model: {pair.observed}",
+            mend="name it: site='...'" if masked else "mask its entries: models.missing.masked(distribution, x['observed'])",
+        )
+    name = named or masked[0]
+    missing = ~_observed(sites[name])
+    return name, _data_first(missing, pair.event_dims[name]), _data_first(sites[name]["value"], pair.event_dims[name])
+
+
+def _observed(site: Any) -> Tensor:
+    """Which entries count in the site's density, in the shape of its value."""
+    observed = torch.ones_like(site["value"], dtype=torch.bool)
+    for mask in masks(site):
+        observed = observed & mask
+    return observed
+
+
+def _moments_of(fn: Any) -> tuple[Tensor, Tensor]:
+    """E[x | z] and Var[x | z], (kn, [plates], *event); where there are none in closed form, a draw and 0: the draws' spread is then all."""
+    shape = fn.batch_shape + fn.event_shape
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        mean, variance = fn.mean.expand(shape), fn.variance.expand(shape)
+        if bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()):
+            return _data_first(mean, fn.event_dim), _data_first(variance, fn.event_dim)
+    draw = _data_first(fn.sample(), fn.event_dim)
+    return draw, torch.zeros_like(draw)
+
+
+def _data_first(value: Tensor, event_dim: int) -> Tensor:
+    """([plates], N, *event) -> (N, [plates], *event)."""
+    return value.movedim(-1 - event_dim, 0)
