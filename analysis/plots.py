@@ -1,14 +1,13 @@
 """Figures: what a run and its results look like. Each function returns a ``Figure``; ``save`` writes it.
 
-One column of a paper wide (3.4 inches), nats on the axes, colours that colour-blind readers tell apart. Matplotlib's objects alone:
-pyplot and its state are never touched.
+One column of a paper wide (3.4 inches), nats on the axes, colours that colour-blind readers tell apart (``plots_style``). Matplotlib's
+objects alone: pyplot and its state are never touched. Those of a training and its data are here; the others have files of their own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -19,36 +18,69 @@ from matplotlib.ticker import MaxNLocator
 
 from ppvae.analysis.estimate import Estimate
 from ppvae.analysis.inference_gaps import InferenceGaps
-from ppvae.errors import DataError, PpvaeError
+from ppvae.analysis.plots_calibration import coverage_curve, k_hat_by_label, posterior_and_guide, rank_ecdf, worst_data
+from ppvae.analysis.plots_latents import aggregated_posterior, kl_per_dimension, latent_map
+from ppvae.analysis.plots_measures import attribute_effect, bounds_against_particles, completeness, continuity, k_hat_histogram
+from ppvae.analysis.plots_mosaic import GUTTER, band, check_pixels, grey_limits, image_figure, shape_of
+from ppvae.analysis.plots_moves import attribute_edits, averages, interpolations, origin, prior_grid, traversals
+from ppvae.analysis.plots_style import (
+    BLACK,
+    BLUE,
+    FORMATS,
+    GREEN,
+    GREY,
+    ORANGE,
+    STYLE,
+    UMBER,
+    VERMILION,
+    WIDTH,
+    Array,
+    array,
+    save,
+    signed,
+)
 
-WIDTH = 3.4  # inches, one column
-# Okabe, Ito (2008), Color universal design.
-BLACK, ORANGE, GREEN, BLUE, VERMILION = "#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00"
-GREY, UMBER = "#7F7F7F", "#A87400"  # for what stands back; for words about what is orange
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2,
-    "image.interpolation": "none",
-    "savefig.dpi": 200,
-    "svg.hashsalt": "ppvae",  # with Date=None the same figure is the same bytes
-    "svg.fonttype": "none",
-}
-FORMATS = (".png", ".svg", ".pdf")
-CELL, GUTTER = 48, 3  # an image's side, in points of the mosaic at least, and what lies between two
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "FORMATS",
+    "GREEN",
+    "GREY",
+    "GUTTER",
+    "MOST_LINES",
+    "ORANGE",
+    "STYLE",
+    "UMBER",
+    "VERMILION",
+    "WIDTH",
+    "aggregated_posterior",
+    "attribute_edits",
+    "attribute_effect",
+    "averages",
+    "bounds_against_particles",
+    "completeness",
+    "continuity",
+    "coverage_curve",
+    "gap_decomposition",
+    "image_grid",
+    "interpolations",
+    "k_hat_by_label",
+    "k_hat_histogram",
+    "kl_per_dimension",
+    "latent_map",
+    "origin",
+    "posterior_and_guide",
+    "prior_grid",
+    "rank_ecdf",
+    "reconstructions",
+    "samples",
+    "save",
+    "training_curves",
+    "traversals",
+    "worst_data",
+]
+
 MOST_LINES = 6  # data shown as lines, where they are no images
-
-Array = np.ndarray[Any, Any]
 
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -85,17 +117,17 @@ def reconstructions(x: Any, reconstructed: Any, image_shape: tuple[int, int] | N
             lines, for the first few data.
         columns: Images a row.
     """
-    x, reconstructed = _array(x), _array(reconstructed)
-    shape = image_shape or _shape_of(x)
+    x, reconstructed = array(x), array(reconstructed)
+    shape = image_shape or shape_of(x)
     with matplotlib.rc_context(STYLE):
         if shape is None:
             return _lines(x, reconstructed)
-        _check_pixels(x, shape)
-        limits = _limits(np.concatenate([x.ravel(), reconstructed.ravel()]))
+        check_pixels(x, shape)
+        limits = grey_limits(np.concatenate([x.ravel(), reconstructed.ravel()]))
         starts = range(0, len(x), columns)
-        bands = [_band(part[start : start + columns], shape, columns) for start in starts for part in (x, reconstructed)]
+        bands = [band(part[start : start + columns], shape, columns) for start in starts for part in (x, reconstructed)]
         gap = np.full((2 * GUTTER, bands[0].shape[1]), np.nan)  # between a pair and the next
-        figure, axes = _image_figure(
+        figure, axes = image_figure(
             [part for i in range(0, len(bands), 2) for part in (bands[i], bands[i + 1], gap)][:-1], limits, beside=0.5
         )
         height = len(bands[0])
@@ -116,14 +148,14 @@ def image_grid(images: Any, image_shape: tuple[int, int] | None = None, columns:
     Raises:
         DataError: Rows have another number of values than such an image.
     """
-    images = _array(images)
-    shape = image_shape or _shape_of(images)
+    images = array(images)
+    shape = image_shape or shape_of(images)
     with matplotlib.rc_context(STYLE):
         if shape is None:
             return _strips(images)
-        _check_pixels(images, shape)
-        bands = [_band(images[start : start + columns], shape, columns) for start in range(0, len(images), columns)]
-        figure, _ = _image_figure(bands, _limits(images))
+        check_pixels(images, shape)
+        bands = [band(images[start : start + columns], shape, columns) for start in range(0, len(images), columns)]
+        figure, _ = image_figure(bands, grey_limits(images))
     return figure
 
 
@@ -147,7 +179,7 @@ def gap_decomposition(gaps: InferenceGaps) -> Figure:
         axes.use_sticky_edges = False  # else the lowest bar's end is the end of the axis
         for row, value in zip((0, 2, 4), values, strict=True):
             axes.plot([value, value], [row - 0.36, row + 0.36], color=BLACK, linewidth=2, solid_capstyle="butt")
-            _number(axes, row, _signed(value, 2))
+            _number(axes, row, signed(value, 2))
         for row, name, color, ink, left in ((1, "approximation", BLUE, BLUE, values[1]), (3, "amortization", ORANGE, UMBER, values[2])):
             gap = gaps.mean(name)
             axes.barh(row, gap.value, left=left, height=0.72, color=color, label=name)
@@ -166,22 +198,6 @@ def gap_decomposition(gaps: InferenceGaps) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure, in the form that the suffix names: .png at 200 dots per inch, .svg or .pdf.
-
-    Raises:
-        PpvaeError: Another suffix.
-    """
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise PpvaeError(f"a figure is written as one of {', '.join(FORMATS)}, got '{path.name}'", mend=f"{path.stem}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata: dict[str, Any] = {} if path.suffix == ".png" else {"Date" if path.suffix == ".svg" else "CreationDate": None}
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, metadata=metadata)
-    return path
-
-
 def _elbo_panel(axes: Axes, epochs: Array, history: Sequence[Mapping[str, Any]]) -> None:
     axes.plot(epochs, _column(history, "train_elbo"), color=GREY, label="training")
     axes.set_ylabel("ELBO, nats per datum")
@@ -190,7 +206,7 @@ def _elbo_panel(axes: Axes, epochs: Array, history: Sequence[Mapping[str, Any]])
         axes.plot(epochs, validation, color=BLUE, label="validation")
         axes.fill_between(epochs, validation - se, validation + se, color=BLUE, alpha=0.2, linewidth=0)
         best = int(np.nanargmax(validation))
-        label = f"best: {_signed(validation[best], 2)}, epoch {epochs[best]:.0f}"
+        label = f"best: {signed(validation[best], 2)}, epoch {epochs[best]:.0f}"
         axes.plot(epochs[best], validation[best], "o", color=BLUE, fillstyle="none", markersize=5, linestyle="none", label=label)
     axes.legend(loc="lower right")
 
@@ -227,55 +243,8 @@ def _strips(x: Array) -> Figure:
     return figure
 
 
-def _band(images: Array, shape: tuple[int, int], columns: int) -> Array:
-    """One row of images, each pixel repeated, with gutters of nan to their right and below."""
-    zoom = math.ceil(CELL / max(shape))
-    height, width = shape[0] * zoom, shape[1] * zoom
-    band = np.full((height + GUTTER, columns * (width + GUTTER)), np.nan)
-    for i, image in enumerate(images):
-        left = i * (width + GUTTER)
-        band[:height, left : left + width] = np.kron(image.reshape(shape), np.ones((zoom, zoom)))
-    return band
-
-
-def _image_figure(bands: list[Array], limits: tuple[float, float], beside: float = 0.0) -> tuple[Figure, Axes]:
-    """Bands of images below each other; ``beside`` inches are left for labels."""
-    mosaic = np.concatenate(bands)
-    height, width = mosaic.shape
-    figure = Figure(figsize=(WIDTH, (WIDTH - beside) * height / width + 0.05), layout="constrained")
-    axes = figure.subplots()
-    shown = axes.imshow(mosaic, cmap=matplotlib.colormaps["gray"].with_extremes(bad="white"), vmin=limits[0], vmax=limits[1])
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    if limits != (0.0, 1.0):
-        figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02).set_label("value")
-    return figure, axes
-
-
-def _limits(values: Array) -> tuple[float, float]:
-    """[0, 1] for grey values in it, else the range of the values."""
-    low, high = float(values.min()), float(values.max())
-    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
-
-
-def _shape_of(x: Array) -> tuple[int, int] | None:
-    return (x.shape[1], x.shape[2]) if x.ndim == 3 else None
-
-
-def _check_pixels(x: Array, shape: tuple[int, int]) -> None:
-    size = math.prod(x.shape[1:])
-    if size != math.prod(shape):
-        raise DataError(f"images of {shape[0]} x {shape[1]} need {math.prod(shape)} numbers a row, got {size}", where="image_shape")
-
-
 def _column(history: Sequence[Mapping[str, Any]], name: str) -> Array:
     return np.array([row.get(name, math.nan) for row in history], dtype=float)
-
-
-def _array(x: Any) -> Array:
-    """A NumPy array of a tensor or an array."""
-    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=float)
 
 
 def _error(gap: Estimate) -> float:
@@ -285,9 +254,4 @@ def _error(gap: Estimate) -> float:
 
 def _with_error(gap: Estimate) -> str:
     digits = 2 if _error(gap) >= 0.01 else 3
-    return f"{_signed(gap.value, digits)} ± {_error(gap):.{digits}f}"
-
-
-def _signed(value: float, digits: int) -> str:
-    """A number with the minus sign that the axes have, not a hyphen."""
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{signed(gap.value, digits)} ± {_error(gap):.{digits}f}"

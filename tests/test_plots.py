@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppvae.analysis import InferenceGaps, Provenance, plots
+from ppvae.analysis import InferenceGaps, Provenance, plots, plots_calibration, plots_latents, plots_measures, plots_moves
 from ppvae.errors import PpvaeError
 
 N = 4
@@ -200,3 +200,8 @@ def test_no_text_of_the_gap_figure_lies_over_another():
     boxes = [text.get_window_extent() for text in [*axes.texts, *axes.get_yticklabels(), *axes.get_xticklabels()] if text.get_text()]
     overlaps = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
     assert not overlaps
+
+
+def test_all_files_of_figures_share_one_style():
+    files = (plots_calibration, plots_latents, plots_measures, plots_moves)
+    assert all(file.STYLE is plots.STYLE and file.WIDTH is plots.WIDTH for file in files)
