@@ -1,0 +1,242 @@
+"""``ppvae report``: one HTML file that says what a run has learned, what not to believe, and lets its latents be explored.
+
+It renders what lies in the run folder and computes only what takes seconds: reconstructions, samples, codes, decoded grids.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppvae.analysis import report_facts, report_verdicts
+from ppvae.analysis.log_likelihood import LogLikelihood
+from ppvae.analysis.report_record import Record, mean, record_of, shown_rows
+from ppvae.analysis.report_verdicts import BAD, CARE, UNKNOWN, Finding, number, small
+from ppvae.data import Data, Splits
+from ppvae.errors import PpvaeError, RelaxedMeasureWarning
+from ppvae.modules import Program
+from ppvae.run import Run, load, template_of
+
+if TYPE_CHECKING:
+    from ppvae.analysis.report_explorer import Atlas
+    from ppvae.analysis.report_figures import Shown
+
+HELD_OUT = ("validation", "test")
+LEAST_MEASURED = 1000  # training rows that each epoch is measured on, where there are so many
+NAME = "report.html"
+
+
+def report(
+    run_folder: str | Path,
+    *,
+    out: str | Path | None = None,
+    data: Splits | Data | str | None = None,
+    model: Program | None = None,
+    guide: Program | None = None,
+) -> Path:
+    """Write the report of a run.
+
+    Args:
+        run_folder: A run folder.
+        out: The file to write; by default ``report.html`` in the run folder.
+        data: Rows to show, those of ``.test`` of ``Splits``, or the name or file of others; by default the data that the run recorded,
+            where they are still there.
+        model, guide: The programs, needed where they were built in Python from parts that no record can name.
+
+    Returns:
+        The path of the page: one file below 3 MB, that loads nothing. The same folder gives the same bytes.
+
+    Raises:
+        MissingFileError: There is no such folder.
+        RunError: It holds no run, or the page cannot be written.
+        DataError: Data that were named cannot be read.
+    """
+    from ppvae.analysis import report_figures, report_page  # matplotlib and jinja2: loaded for a page alone
+
+    record = record_of(run_folder)
+    rows, sizes, absent = shown_rows(record, data)
+    figures, missing = report_figures.attempt(report_figures.measured(record))
+    missing += [f"whatever needs data: {absent}"] if absent else []
+    explorer: Atlas | None = None
+    try:
+        run = load(record.folder, model, guide)
+    except PpvaeError as error:
+        missing.append(f"whatever needs the programs: {error.problem}")
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RelaxedMeasureWarning)  # the verdict says it, where anything was measured
+            more, without = _shown(record, run, rows)
+            explorer, why = _explorer(record, run, rows)
+        figures, missing = figures + more, [*missing, *without, *why]
+    return report_page.write(
+        "report.html",
+        Path(out) if out is not None else record.folder / NAME,
+        name=record.name,
+        subtitle=_subtitle(record),
+        learned=learned(record),
+        findings=findings(record),
+        rows=report_facts.table(record),
+        unmeasured=_unmeasured(record),
+        unread=record.results.unread,
+        atlas=explorer,
+        figures=figures,
+        missing=missing,
+        facts=report_facts.facts(record, sizes),
+        differences=report_facts.differences(record.config),
+        commands=report_facts.commands(record),
+        python=record.command is None,
+        provenance=report_facts.provenance(record),
+    )
+
+
+def findings(record: Record) -> list[Finding]:
+    """The verdict box of a run."""
+    folder = shlex.quote(str(record.folder))
+    evaluate = f"ppvae evaluate {folder}"
+    kept, sources = record.kept, record.results.sources
+    relaxed = [source.measure for source in sources if source.measure.startswith("relaxed")]
+    measure = relaxed[0] if relaxed else sources[0].measure if sources else None
+    return [
+        _converged(record),
+        _overfitted(record, evaluate),
+        report_verdicts.collapsed(kept.get("active_units"), kept.get("units"), kept.get("rate")),
+        _weights(record, evaluate),
+        report_verdicts.probability(measure, evaluate),
+    ]
+
+
+def learned(record: Record) -> list[str]:
+    """The verdict in sentences: what was learned, and what not to believe."""
+    results = record.results
+    lines = []
+    if results.log_likelihood:
+        found = chosen(results.log_likelihood)
+        over = report_facts.data_of(found.source)
+        if _weights(record, "").level == BAD:
+            lines.append(f"On {over}, log p(x) lies above {_estimate(found.mean)} nats: a bound, not the value.")
+        else:
+            lines.append(f"log p(x) = {_estimate(found.mean)} nats on {over}.")
+    elif results.elbo:
+        bound = chosen(results.elbo)
+        lines.append(f"ELBO = {_estimate(bound.mean)} nats on {report_facts.data_of(bound.source)}; log p(x) lies above it.")
+    elif record.kept:
+        lines.append(
+            f"The ELBO of training rows is {number(record.kept.get('train_elbo', math.nan))} nats. Nothing was measured after training."
+        )
+    if results.gaps:
+        gaps = chosen(results.gaps)
+        lost = {name: number(gaps.mean(name).value) for name in ("inference", "approximation", "amortization")}
+        lines.append(
+            f"The ELBO is {lost['inference']} nats below log p(x): {lost['approximation']} by the guide's family, "
+            f"{lost['amortization']} by its encoder ({report_facts.data_of(gaps.source)})."
+        )
+    found_all = findings(record)
+    for level, words in ((BAD, "Do not believe"), (CARE, "Take care"), (UNKNOWN, "Not measured")):
+        named = [found.short for found in found_all if found.level == level]
+        if named:
+            lines.append(f"{words}: {', '.join(named)}.")
+    return lines
+
+
+def chosen(results: dict[str, Any]) -> Any:
+    """The result that stands for a run: that of the test rows, else of the first there is."""
+    return results.get("test", next(iter(results.values())))
+
+
+def _converged(record: Record) -> Finding:
+    held_out = bool(record.history) and "validation_elbo" in record.history[0]
+    elbo = [row.get("validation_elbo" if held_out else "train_elbo", math.nan) for row in record.history]
+    beta = float(record.history[-1].get("beta", 1.0)) if record.history else 1.0
+    again = f"{report_facts.train(record.command)} --resume" if record.command is not None else "ppvae.fit(..., resume=True)"
+    return report_verdicts.converged(
+        elbo, held_out=held_out, stopped=record.stopped, epochs=record.config["epochs"], beta=beta, command=again
+    )
+
+
+def _overfitted(record: Record, evaluate: str) -> Finding:
+    """Training rows against validation rows of the same epoch, else against the rows of a result."""
+    kept, training = record.kept, record.kept.get("train_elbo")
+    first = record.history[0].get("train_elbo", math.nan) if record.history else math.nan
+    gained = training - first if training is not None else math.nan
+    measured = min(record.config["data"]["num_data"], LEAST_MEASURED)
+    if "validation_elbo" in kept:
+        size = record.config["validation"]["num_data"]
+        error = kept["validation_elbo_se"] * _both(size, max(measured, min(size, record.config["data"]["num_data"])))
+        return report_verdicts.overfitted(training, kept["validation_elbo"], error, gained=gained)
+    for over in HELD_OUT:
+        found = record.results.elbo.get(over)
+        if found is not None:
+            error = found.mean.data_se * _both(len(found.pointwise), measured)
+            more = f"{evaluate} --split {over}"
+            return report_verdicts.overfitted(training, found.mean.value, error, gained=gained, which=over, command=more)
+    return report_verdicts.overfitted(None, None, math.nan, gained=gained, command=f"{evaluate} --split test")
+
+
+def _both(held_out: int, training: int) -> float:
+    """The error of a difference of two means by that of the first, where both kinds of rows spread alike."""
+    return math.sqrt(1 + held_out / training)
+
+
+def _weights(record: Record, evaluate: str) -> Finding:
+    if not record.results.log_likelihood:
+        return report_verdicts.weights(None, command=evaluate)
+    found = chosen(record.results.log_likelihood)
+    size = f" --num-data {len(found.pointwise)}" if "[" in str(found.source.data.get("split", "")) else ""
+    return report_verdicts.weights(**trust(found), command=f"{evaluate}{size} --tolerance 0.05")
+
+
+def trust(found: LogLikelihood) -> dict[str, Any]:
+    """What there is to say of an estimate's weights, as ``report_verdicts.weights`` takes it."""
+    there = found.k_hat[~found.k_hat.isnan()]
+    excess = 0.0
+    if found.verdict is not None:
+        excess = mean((found.verdict.bound - found.pointwise).clamp(min=0) * ~found.trusted)
+    return {
+        "trusted": mean(found.trusted),
+        "num_data": len(found.pointwise),
+        "above": mean(there > found.threshold) if len(there) else math.nan,
+        "threshold": found.threshold,
+        "second": found.verdict.proposal if found.verdict is not None else None,
+        "excess": excess,
+    }
+
+
+def _shown(record: Record, run: Run, rows: Data | None) -> tuple[list[Shown], list[str]]:
+    from ppvae.analysis import report_figures
+
+    return report_figures.attempt(report_figures.from_programs(record, run.model, run.guide, template_of(record.folder), rows))
+
+
+def _explorer(record: Record, run: Run, rows: Data | None) -> tuple[Atlas | None, list[str]]:
+    from ppvae.analysis.report_explorer import atlas
+
+    if rows is None:
+        return None, []
+    try:
+        return atlas(record, run.model, run.guide, rows), []
+    except PpvaeError as error:
+        return None, [f"the latent explorer: {error.problem}"]
+
+
+def _unmeasured(record: Record) -> list[tuple[str, str]]:
+    folder, results = shlex.quote(str(record.folder)), record.results
+    found = []
+    if not results.log_likelihood:
+        found.append(("log p(x) and the ELBO of held-out rows", f"ppvae evaluate {folder}"))
+    if not results.gaps:
+        found.append(("where the ELBO is lost, in the guide's family or in its encoder", f"ppvae gaps {folder}"))
+    return found
+
+
+def _subtitle(record: Record) -> str:
+    programs = [str(record.programs[side]["make"]).rpartition(".")[2] for side in ("model", "guide") if side in record.programs]
+    latents = ", ".join(record.sites("latent"))
+    pair = " with ".join(programs) if programs else f"programs over {latents}"
+    return f"{record.config['data']['name']} · {pair} · {len(record.history):,} epochs · {record.folder}"
+
+
+def _estimate(found: Any) -> str:
+    return f"{number(found.value)} ± {small(found.data_se)} (data) ± {small(found.mc_se)} (Monte Carlo)"

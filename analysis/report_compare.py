@@ -1,0 +1,206 @@
+"""``ppvae compare``: two runs side by side in one HTML file, and which is better, by paired differences over the same data."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppvae.analysis import report_facts, report_verdicts
+from ppvae.analysis.compare import Comparison, compare
+from ppvae.analysis.report import findings
+from ppvae.analysis.report_facts import Number
+from ppvae.analysis.report_record import Record, mean, record_of, shown_rows
+from ppvae.analysis.report_verdicts import Finding, number, small
+from ppvae.errors import DataError, PpvaeError
+from ppvae.run import load, template_of
+
+if TYPE_CHECKING:
+    from ppvae.analysis.report_figures import Shown
+
+Maker = Callable[[], "Shown"]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two results of one kind over the same rows."""
+
+    what: str
+    over: str
+    results: tuple[Any, Any]  # two ``LogLikelihood`` or two ``ELBO``
+    found: Comparison
+
+    @property
+    def numbers(self) -> list[Number]:
+        """The mean difference with both errors, the share of data on which the first is higher, and both means."""
+        mean_ = self.found.mean
+        share = mean(self.found.pointwise > 0)
+        return [
+            Number(number(mean_.value, 3), mean_.value, ""),
+            *(Number(small(error), error, "") for error in (mean_.data_se, mean_.mc_se)),
+            Number(f"{100 * share:.0f} %", share, ""),
+            *(Number(number(result.mean.value), result.mean.value, "") for result in self.results),
+        ]
+
+
+def compare_report(a: str | Path, b: str | Path, *, out: str | Path | None = None) -> Path:
+    """Write the comparison of two runs.
+
+    Args:
+        a, b: Run folders.
+        out: The file to write; by default ``compare-B.html`` in the folder of the first.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        MissingFileError: There is no such folder.
+        RunError: One of them holds no run, or the page cannot be written.
+        DataError: The results of one are under a relaxed measure, those of the other under a true one.
+    """
+    from ppvae.analysis import report_figures, report_page  # matplotlib and jinja2: loaded for a page alone
+
+    records = (record_of(a), record_of(b))
+    check_measures(*records)
+    names = _names(*records)
+    paired = pairs(*records)
+    figures, missing = report_figures.attempt(_together(records, names, paired))
+    if not paired:
+        missing.append("paired differences: the runs have no results of one kind on the same rows")
+    beside, without = report_figures.attempt(_beside(records, names))
+    verdicts = [findings(record) for record in records]
+    return report_page.write(
+        "compare.html",
+        Path(out) if out is not None else records[0].folder / f"compare-{records[1].name}.html",
+        names=names,
+        folders=[str(record.folder) for record in records],
+        finding=verdict(records, names, paired),
+        verdicts=list(zip(*verdicts, strict=True)),
+        paired=paired,
+        unlike=_unlike(*records),
+        figures=figures,
+        beside=beside,
+        missing=missing + without,
+        commands=[*report_facts.commands(records[0])[:-1], *report_facts.commands(records[1])[:-1], _command(records)],
+    )
+
+
+def check_measures(a: Record, b: Record) -> None:
+    """Raise where the results of one run are relaxed and those of the other are not.
+
+    Raises:
+        DataError: naming both.
+    """
+    kinds = [{source.measure.startswith("relaxed") for source in record.results.sources} for record in (a, b)]
+    if kinds[0] and kinds[1] and kinds[0] != kinds[1]:
+        relaxed, other = (a, b) if True in kinds[0] else (b, a)
+        raise DataError(
+            f"{relaxed.folder} has results under a relaxed measure, which are no probabilities, and {other.folder} has true ones",
+            where="no difference between the two means anything",
+            mend="evaluate both under likelihoods of one kind, over binarised data",
+        )
+
+
+def pairs(a: Record, b: Record) -> list[Paired]:
+    """Results of one kind over the same rows, log p(x) first; rows are told by their SHA-256."""
+    found = []
+    kinds: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+        "log p(x)": (a.results.log_likelihood, b.results.log_likelihood),
+        "ELBO": (a.results.elbo, b.results.elbo),
+    }
+    for what, (ours, theirs) in kinds.items():
+        others = {result.source.data["sha256"]: result for result in theirs.values()}
+        for over, result in ours.items():
+            other = others.get(result.source.data["sha256"])
+            if other is not None:
+                found.append(Paired(what, over, (result, other), compare(result, other)))
+    return found
+
+
+def verdict(records: Sequence[Record], names: tuple[str, str], paired: Sequence[Paired]) -> Finding:
+    """Which is better, by log p(x) of test rows where there is one, else by what there is."""
+    again = " and ".join(f"ppvae evaluate {shlex.quote(str(record.folder))} --split test" for record in records)
+    if not paired:
+        return report_verdicts.better(None, math.nan, names, command=again)
+    first = next((one for one in paired if one.what == paired[0].what and one.over == "test"), paired[0])
+    mean_ = first.found.mean
+    error = math.hypot(0.0 if math.isnan(mean_.data_se) else mean_.data_se, mean_.mc_se)
+    trusted = [mean(result.trusted) for result in first.results] if first.what == "log p(x)" else []
+    return report_verdicts.better(
+        mean_.value,
+        error,
+        names,
+        trusted=trusted,
+        what=first.what,
+        command=again.replace(" and", " --tolerance 0.05 and") + " --tolerance 0.05",
+    )
+
+
+def _together(records: Sequence[Record], names: tuple[str, str], paired: Sequence[Paired]) -> Iterator[Maker]:
+    from ppvae.analysis import plots_runs
+    from ppvae.analysis.report_figures import Shown, svg
+
+    yield lambda: Shown(
+        "Both curves",
+        "Validation rows as lines, training rows dashed. Compare where both are flat.",
+        f"ELBO by epoch of {names[0]} and {names[1]}",
+        svg(plots_runs.curves_of_two([record.history for record in records], names)),
+    )
+    for one in paired[:1]:
+        yield lambda one=one: Shown(  # type: ignore[misc]
+            f"Difference by datum ({one.over})",
+            f"Right of zero {names[0]} is higher. The error of the mean is that of these {len(one.found.pointwise):,} differences.",
+            f"Histogram of the difference in {one.what}",
+            svg(plots_runs.paired_differences(one.found, names, one.what)),
+        )
+
+
+def _beside(records: Sequence[Record], names: tuple[str, str]) -> Iterator[Maker]:
+    """Samples and reconstructions of the same rows, in turns."""
+    rows, _, why = shown_rows(records[0], None)
+    makers = []
+    for record, name in zip(records, names, strict=True):
+        same = record.config["data"]["event_shape"] == records[0].config["data"]["event_shape"]
+        makers.append(list(_of_one(record, name, rows if same else None)))
+    if rows is None:
+        yield partial(_without, why)
+    yield from (make for both in zip(*makers, strict=False) for make in both)
+
+
+def _of_one(record: Record, name: str, rows: Any) -> Iterator[Maker]:
+    from dataclasses import replace
+
+    from ppvae.analysis import report_figures
+
+    try:
+        run = load(record.folder)
+    except PpvaeError as error:
+        yield partial(_without, error.problem)
+        return
+    for make in report_figures.pictures(record, run.model, run.guide, template_of(record.folder), rows):
+        yield lambda make=make: replace(shown := make(), title=f"{shown.title}: {name}")  # type: ignore[misc]
+
+
+def _without(why: str) -> Shown:
+    raise DataError(why)
+
+
+def _names(a: Record, b: Record) -> tuple[str, str]:
+    return (a.name, b.name) if a.name != b.name else (str(a.folder), str(b.folder))
+
+
+def _unlike(a: Record, b: Record) -> list[tuple[str, str, str]]:
+    """Config and programs that differ."""
+    one, other = (
+        {side: report_facts.program(record.programs[side]) if side in record.programs else None for side in ("model", "guide")}
+        for record in (a, b)
+    )
+    return report_facts.unlike(one, other) + report_facts.unlike(a.config, b.config)
+
+
+def _command(records: Sequence[Record]) -> str:
+    return " ".join(["ppvae compare", *(shlex.quote(str(record.folder)) for record in records)])
