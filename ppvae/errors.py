@@ -80,6 +80,12 @@ class ArgumentError(PpvaeError):
     exit_code = 2
 
 
+class UsageError(PpvaeError):
+    """An argument of a command names something that is not there."""
+
+    exit_code = 2
+
+
 def check_count(name: str, value: object, least: int = 1) -> None:
     """Raise where a count is no whole number, or too small.
 

@@ -12,8 +12,11 @@ import pytest
 import torch
 
 import ppvae
-from ppvae import analysis, cli, commands, commands_pairs, simulate
+from ppvae import analysis, cli, options, simulate
 from ppvae.cli import main
+from ppvae.commands import check, pairs
+from ppvae.commands.demo import free_folder
+from ppvae.commands.train import data_of
 from ppvae.data import Data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,19 +79,19 @@ def test_no_command_prints_help(capsys):
     assert main([]) == 0
     told = capsys.readouterr().out
     assert told.startswith("usage: ppvae COMMAND")
-    assert all(f"$ {command.example}" in told for command in cli.COMMANDS.values())
+    assert all(f"$ {command.example}" in told for command in options.COMMANDS.values())
     assert max(map(len, told.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", options.COMMANDS)
 def test_help_of_a_command_ends_with_its_example(name, capsys):
     assert main([name, "--help"]) == 0
-    assert capsys.readouterr().out.endswith(f"\nexample:\n  {cli.COMMANDS[name].example}\n")
+    assert capsys.readouterr().out.endswith(f"\nexample:\n  {options.COMMANDS[name].example}\n")
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", options.COMMANDS)
 def test_example_is_a_command_that_can_be_given(name):
-    assert isinstance(cli._parsed(name, shlex.split(cli.COMMANDS[name].example)[2:]), cli.COMMANDS[name])
+    assert isinstance(cli._parsed(name, shlex.split(options.COMMANDS[name].example)[2:]), options.COMMANDS[name])
 
 
 LOADED = f"""
@@ -122,8 +125,7 @@ def test_version_is_told(capsys):
     [
         (
             ["trian"],
-            "error: there is no command 'trian'\n  mend:  did you mean 'train'?\n"
-            "     or: one of demo, check, train, evaluate, gaps, sample",
+            "error: there is no command 'trian'\n  mend:  did you mean 'train'?\n     or: one of " + ", ".join(options.COMMANDS),
         ),
         (
             ["check", "--program", "mpl"],
@@ -194,7 +196,7 @@ def test_folder_without_a_run_is_an_input_error(tmp_path, capsys):
 
 
 def test_ctrl_c_ends_with_130(monkeypatch, capsys):
-    monkeypatch.setattr(commands, "check", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(check, "run", raising(KeyboardInterrupt()))
     assert failure(capsys, "check") == (130, "error: interrupted")
 
 
@@ -212,14 +214,14 @@ def test_interrupted_training_tells_how_to_go_on(monkeypatch, tmp_path, capsys):
 
 
 def test_unexpected_error_is_one_line_and_asks_for_debug(monkeypatch, capsys):
-    monkeypatch.setattr(commands, "check", raising(RuntimeError("two\nlines")))
-    text = "error: RuntimeError: two lines\n  mend: this is a bug in ppvae or in your program: run again with --debug"
+    monkeypatch.setattr(check, "run", raising(RuntimeError("two\nlines")))
+    text = "error: RuntimeError: two lines\n  mend:  this is a bug in ppvae or in your program: run again with --debug"
     assert failure(capsys, "check") == (70, text)
 
 
 @pytest.mark.parametrize("asked", ["option", "environment"])
 def test_debug_shows_the_traceback(asked, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "check", raising(RuntimeError("broken")))
+    monkeypatch.setattr(check, "run", raising(RuntimeError("broken")))
     if asked == "environment":
         monkeypatch.setenv("PPVAE_DEBUG", "1")
     assert main(["check", "--debug"] if asked == "option" else ["check"]) == 70
@@ -281,7 +283,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(tmp_path, capsys):
     assert main(["train", "--out", str(folder), *SMALL]) == 0
     shown = capsys.readouterr()
     assert shown.out == f"run {folder}: 1 epochs, parameters of epoch 1, finished\nnext: ppvae evaluate {folder}\n"
-    assert "epoch 1/1  train ELBO" in shown.err
+    assert "epoch 1/1  ELBO" in shown.err
 
 
 def test_a_folder_that_holds_a_run_is_refused(run, capsys):
@@ -318,8 +320,8 @@ def test_resuming_with_other_arguments_is_refused(run, capsys):
     ids=["mlp", "full rank", "conv", "grey values", "likelihood named"],
 )
 def test_built_in_programs_follow_their_arguments(arguments, parts):
-    options = cli._parsed("check", arguments)
-    model, guide, source = commands_pairs.pair(commands._data_of(options).train, options)
+    given = cli._parsed("check", arguments)
+    model, guide, source = pairs.pair(data_of(given).train, given)
     assert (type(model).__name__, type(model.network).__name__, type(guide).__name__) == parts
     assert source is None
 
@@ -341,7 +343,7 @@ def test_built_in_programs_keep_the_contract(arguments, capsys):
 )
 def test_data_that_do_not_suit_a_built_in_program_are_refused(x, program, text):
     with pytest.raises(ppvae.errors.PpvaeError) as caught:
-        commands_pairs.pair(Data.of(x), cli.Check(program=program))
+        pairs.pair(Data.of(x), options.Check(program=program))
     assert text in str(caught.value)
 
 
@@ -471,7 +473,7 @@ def test_a_run_of_a_script_on_digits_is_measured(run, tmp_path, capsys):
 
 
 def fit_in_python(folder, data):
-    model, guide, _ = commands_pairs.pair(data, cli.Check(hidden=(8,), latent_dim=2))
+    model, guide, _ = pairs.pair(data, options.Check(hidden=(8,), latent_dim=2))
     ppvae.fit(model, guide, data, epochs=1, out=folder)
     return folder
 
@@ -487,8 +489,8 @@ def test_a_run_of_a_script_on_arrays_asks_for_the_data(tmp_path, capsys):
 
 
 def test_demo_takes_the_first_free_folder(run, tmp_path):
-    assert commands._free_folder(tmp_path / "demo") == tmp_path / "demo"
-    assert commands._free_folder(run) == run.with_name("digits-2")
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo"
+    assert free_folder(run) == run.with_name("digits-2")
 
 
 @pytest.mark.slow

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppvae import cli, factory, guides, models, noise
-from ppvae.cli import UsageError, chosen
+from ppvae import factory, guides, models, noise
 from ppvae.data import Data
-from ppvae.errors import DataError, ShapeError
-from ppvae.nn import MLP, ConvDecoder, ConvEncoder
+from ppvae.errors import DataError, ShapeError, UsageError
+from ppvae.nn import MLP, ConvDecoder, ConvEncoder, WithMask
+from ppvae.options import Pair, chosen
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -32,17 +32,18 @@ GUIDES: dict[str, tuple[Any, Callable[[int], int]]] = {
 LIKELIHOODS: dict[str, Any] = {"bernoulli": models.Bernoulli, "normal": models.Normal}
 
 
-def mlp(data: Data, options: cli.Pair) -> tuple[Any, Any]:
+def mlp(data: Data, options: Pair) -> tuple[Any, Any]:
     """Perceptrons on both sides; the decoder's hidden layers are the encoder's in reverse."""
     guide, outputs = GUIDES[chosen("guide", options.guide, list(GUIDES))]
     activation = _activation(options)
     width, z = _width(data, "mlp"), options.latent_dim
     decoder = MLP(z, list(reversed(options.hidden)), width, activation)
-    encoder = MLP(width, list(options.hidden), outputs(z), activation)
+    encoder: nn.Module = MLP(width * (2 if data.masked else 1), list(options.hidden), outputs(z), activation)
+    encoder = WithMask(encoder) if data.masked else encoder
     return _likelihood(data, options)(decoder, latent_dim=z), guide(encoder, latent_dim=z)
 
 
-def conv(data: Data, options: cli.Pair) -> tuple[Any, Any]:
+def conv(data: Data, options: Pair) -> tuple[Any, Any]:
     """Convolutions on both sides, for small square images."""
     guide, outputs = GUIDES[chosen("guide", options.guide, list(GUIDES))]
     activation = _activation(options)
@@ -59,10 +60,10 @@ def conv(data: Data, options: cli.Pair) -> tuple[Any, Any]:
     return _likelihood(data, options)(decoder, latent_dim=z), guide(encoder, latent_dim=z)
 
 
-BUILDERS: dict[str, Callable[[Data, cli.Pair], tuple[Any, Any]]] = {"mlp": mlp, "conv": conv}
+BUILDERS: dict[str, Callable[[Data, Pair], tuple[Any, Any]]] = {"mlp": mlp, "conv": conv}
 
 
-def pair(data: Data, options: cli.Pair) -> tuple[Any, Any, dict[str, str] | None]:
+def pair(data: Data, options: Pair) -> tuple[Any, Any, dict[str, str] | None]:
     """The model, the guide, and where a user's file lies: None for a program of the table."""
     with noise.seeded(options.seed, "programs"):
         if ":" in options.program:
@@ -81,12 +82,12 @@ def _known(program: str) -> str:
         raise UsageError(error.problem, mend=[*error.mend, "file.py:function, which returns (model, guide)"]) from None
 
 
-def _activation(options: cli.Pair) -> type[nn.Module]:
+def _activation(options: Pair) -> type[nn.Module]:
     return ACTIVATIONS[chosen("activation", options.activation, list(ACTIVATIONS))]
 
 
 def _width(data: Data, program: str) -> int:
-    shape = data.event_shape
+    shape = data.event_shape["x"] if data.masked and program == "mlp" else data.event_shape
     if not isinstance(shape, tuple) or len(shape) != 1 or not isinstance(shape[0], int):
         raise ShapeError(
             f"the program {program} needs rows that are vectors, got event shape {shape}",
@@ -96,7 +97,7 @@ def _width(data: Data, program: str) -> int:
     return shape[0]
 
 
-def _likelihood(data: Data, options: cli.Pair) -> Any:
+def _likelihood(data: Data, options: Pair) -> Any:
     """As named; else what the data are: Bernoulli for 0 and 1, Normal for real values."""
     if options.likelihood is not None:
         return LIKELIHOODS[chosen("likelihood", options.likelihood, list(LIKELIHOODS))]

@@ -1,0 +1,17 @@
+"""``ppvae compare``."""
+
+from __future__ import annotations
+
+from ppvae import analysis
+from ppvae.commands.folders import check_folder
+from ppvae.options import Compare
+from ppvae.output import tell
+
+
+def run(options: Compare) -> int:
+    """Write the page on two runs."""
+    for folder in (options.first, options.second):
+        check_folder(folder)
+    page = analysis.compare_report(options.first, options.second, out=options.out)
+    tell("report", f"report: {page}", str(page))
+    return 0

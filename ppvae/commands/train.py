@@ -1,0 +1,101 @@
+"""``ppvae train``."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+import ppvae
+from ppvae import checkpoint, objectives
+from ppvae.commands import pairs
+from ppvae.commands.processes import check_device, together
+from ppvae.data import Data, Splits
+from ppvae.errors import RunError
+from ppvae.options import Pair, Train
+from ppvae.output import say, tell
+from ppvae.ranks import shared
+from ppvae.recorded import COMMAND
+from ppvae.run import Run, holds_a_run
+
+COMPILE: dict[str, str | bool] = {"auto": "auto", "yes": True, "no": False}
+
+
+def run(options: Train) -> int:
+    """Train a pair into a run folder."""
+    try:
+        check_device(options.device)
+        with together(options.device, options.threads):
+            found = trained(options)
+            tell("run", f"{found}\nnext: ppvae evaluate {found.folder}", told(found))
+    except KeyboardInterrupt:
+        say("the same command with --resume goes on from the newest checkpoint")
+        raise
+    return 0
+
+
+def told(found: Run) -> dict[str, object]:
+    """A run as JSON tells it."""
+    last = found.history[-1] if found.history else None
+    return {"folder": str(found.folder), "best_epoch": found.best_epoch, "stopped": found.stopped, "last": last}
+
+
+def trained(options: Train) -> Run:
+    """The run, once it is trained."""
+    folder = options.out or Path("runs") / Path(options.data).stem
+    if holds_a_run(folder) and not options.resume:
+        raise RunError(
+            f"{folder} already holds a run", mend=["--resume goes on from its newest checkpoint", "--out FOLDER trains into another"]
+        )
+    data = data_of(options)
+    model, guide, source = pairs.pair(data.train, options)
+    if not holds_a_run(folder) and shared().first:  # a resumed run keeps the options of its start
+        record = asdict(options) | {"data": _lasting(options.data), "out": str(folder), "image_shape": _stored_image_shape(data.train)}
+        checkpoint.write_json(folder / COMMAND, record)
+    return ppvae.fit(
+        model,
+        guide,
+        data.train,
+        validation=data.validation,
+        optimizer=functools.partial(torch.optim.Adam, lr=options.lr),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        beta=objectives.linear(0.0, options.beta, fraction=options.warmup) if options.warmup else options.beta,
+        clip_norm=options.clip_norm,
+        patience=options.patience,
+        seed=options.seed,
+        out=folder,
+        resume=options.resume,
+        checkpoint_every=options.checkpoint_every,
+        compile=COMPILE[options.compile],
+        precision=options.precision,
+        device=options.device,
+        source=source,
+    )
+
+
+def data_of(options: Pair) -> Splits:
+    """The data that options name."""
+    return ppvae.data.load(
+        options.data,
+        binarize=options.binarize,
+        levels=options.levels,
+        labels=options.labels,
+        missing=options.missing,
+        size=options.size,
+        seed=options.data_seed,
+        flatten=options.flatten,
+    )
+
+
+def _lasting(name: str) -> str:
+    """A name as it is, a file by its absolute path."""
+    return name if name in ppvae.data.names() else str(Path(name).resolve())
+
+
+def _stored_image_shape(data: Data) -> list[int] | None:
+    source = data.source["x"] if data.masked else data.source
+    shape = list(getattr(source, "shape", ()))[1:]
+    return shape if len(shape) == 2 else None

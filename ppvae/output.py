@@ -1,0 +1,62 @@
+"""Where a command's words go: results to stdout, everything else to stderr; or one JSON object on stdout and all words on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+_collected: ContextVar[dict[str, Any] | None] = ContextVar("collected", default=None)
+
+
+def say(text: str) -> None:
+    """Progress and remarks; on a terminal in place of a live line that may stand there."""
+    wipe = "\r\x1b[2K" if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else ""
+    print(f"{wipe}{text}", file=sys.stderr, flush=True)
+
+
+def tell(name: str, text: str, value: Any) -> None:
+    """A result: a sentence to read, or under ``--json`` the value ``name`` of the object."""
+    collected = _collected.get()
+    if collected is None:
+        print(text, flush=True)
+        return
+    say(text)
+    collected[name] = value
+
+
+@contextmanager
+def as_json(wanted: bool) -> Iterator[dict[str, Any]]:
+    """Collect what is told; empty where words were wanted."""
+    if not wanted:
+        yield {}
+        return
+    found: dict[str, Any] = {}
+    token = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(token)
+
+
+def dumps(value: Any) -> str:
+    """Strict JSON: what JSON has no number for is a string, "nan", "inf" or "-inf"."""
+    return json.dumps(_strict(value), indent=1, allow_nan=False, ensure_ascii=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _strict(part) for key, part in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_strict(part) for part in value]
+    return value
