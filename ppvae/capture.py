@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 import os
 import shutil
 import warnings
@@ -170,7 +171,10 @@ _machine_code: dict[Any, Callable[..., Any]] = {}
 def _by_inductor(graph: Graph, examples: list[Any]) -> Callable[..., Any]:
     from torch._inductor import standalone_compile
 
+    log = logging.getLogger("torch._inductor.standalone_compile")
+    level = log.level
     try:
+        log.setLevel(logging.ERROR)  # it warns of code that it cannot save as one file, which nobody asked for
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's compiler uses parts of torch that torch calls deprecated
             return standalone_compile(
@@ -178,6 +182,8 @@ def _by_inductor(graph: Graph, examples: list[Any]) -> Callable[..., Any]:
             )
     except Exception as error:  # a missing header, an operation without lowering: eager is always there
         raise NotCaptured(f"inductor: {_in_a_line(error)}") from error
+    finally:
+        log.setLevel(level)
 
 
 @functools.cache
