@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except SystemExit as stop:  # tyro has printed help (0) or what is wrong with the arguments (2)
         return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        return _failed(PpvaeError("interrupted"), INTERRUPTED, debug, json)
+    except KeyboardInterrupt as stop:  # that of a second signal knows which it was
+        return _failed(PpvaeError("interrupted"), getattr(stop, "exit_code", INTERRUPTED), debug, json)
     except PpvaeError as error:
         return _failed(error, error.exit_code, debug, json)
     except OSError as error:

@@ -445,7 +445,7 @@ def test_a_users_file_that_is_gone_is_told_with_the_remedy(own, capsys):
     text = (
         f"error: the data of {own / 'run'} are not to be found: the run recorded '{own / 'own.npz'}'\n"
         f"  where: {own / 'run' / 'config.json'}\n"
-        "  mend:  --data FILE, a .npy, .npz or IDX file, or --data NAME, one of digits, fashion-mnist, mnist"
+        f"  mend:  --data FILE, or --data NAME, one of {', '.join(ppvae.data.names())}; in Python data=..."
     )
     capsys.readouterr()
     assert failure(capsys, "evaluate", own / "run") == (65, text)
@@ -494,10 +494,14 @@ def test_demo_takes_the_first_free_folder(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_demo_prints_three_sentences_and_writes_four_figures(tmp_path, capsys):
+def test_demo_prints_three_sentences_and_writes_figures_and_a_report(tmp_path, capsys):
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--epochs", "1", "--num-particles", "50"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
     assert [line.split(" ")[0] for line in lines[:3]] == ["ELBO", "log", "inference"]
-    assert lines[3:7] == [f"figure: {out}/figures/{name}.png" for name in ("training", "reconstructions", "samples", "gaps")]
+    assert lines[3] == f"report: {out}/report.html"
+    figures = [f"figure: {out}/figures/{name}.png" for name in ("training", "reconstructions", "samples", "gaps")]
+    assert [line for line in shown.err.splitlines() if line.startswith("figure: ")] == figures
+    assert "Take care" in (out / "report.html").read_text() or "Good" in (out / "report.html").read_text()
     assert sorted(path.stem for path in (out / "figures").iterdir()) == ["gaps", "reconstructions", "samples", "training"]

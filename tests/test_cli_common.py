@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import types
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ppvae import cli, config_file, options
 from ppvae.cli import main
 from ppvae.commands import check
 from ppvae.errors import DataError, MissingFileError, UsageError
+from ppvae.progress import Progress
 
 SMALL = ["--hidden", "8", "--latent-dim", "2", "--epochs", "1", "--threads", "1"]
 
@@ -131,6 +134,33 @@ def test_json_has_no_bare_nan(monkeypatch, capsys):
     monkeypatch.setattr(check, "run", tells)
     assert main(["check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["numbers"] == {"a": ["nan", "-inf", 1.5]}
+
+
+# Signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_tells_the_command_that_goes_on(number, code, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    arguments = ["train", "--out", str(out), *SMALL[:4], "--epochs", "4", "--threads", "1"]
+    epoch = Progress.epoch
+
+    def interrupting(self, row, *rest):
+        epoch(self, row, *rest)
+        if row["epoch"] == 2:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Progress, "epoch", interrupting)
+    assert main([*arguments, "--json"]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert (told["exit_code"], told["run"]["stopped"]) == (code, "interrupt")
+    monkeypatch.undo()
+    torch.set_default_dtype(torch.float32)
+    assert main(shlex.split(told["run"]["resume"])[1:]) == 0
+    whole = tmp_path / "whole"
+    assert main(["train", "--out", str(whole), *arguments[3:]]) == 0
+    first, other = (ppvae.load(folder) for folder in (out, whole))
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True))
 
 
 # Errors

@@ -12,6 +12,7 @@ from ppvae.analysis import plots
 from ppvae.commands.folders import save_figure, tell_result
 from ppvae.commands.processes import with_threads
 from ppvae.commands.train import trained
+from ppvae.interruption import exit_code
 from ppvae.options import Demo, Train
 from ppvae.output import say, tell
 from ppvae.run import Run, holds_a_run
@@ -22,6 +23,8 @@ def run(options: Demo) -> int:
     with with_threads(1):  # for networks this small a second thread gains nothing, and on a busy core it costs a factor of ten
         found = trained(Train(epochs=options.epochs, seed=options.seed, out=options.out or free_folder(Path("runs/demo"))))
         assert found.folder is not None
+        if exit_code(found):
+            return exit_code(found)
         gaps = _measured(found, options)
         for name, figure in _figures(found, gaps).items():
             save_figure(figure, found.folder / "figures" / f"{name}.png")

@@ -14,6 +14,7 @@ from ppvae.commands import pairs
 from ppvae.commands.processes import check_device, together
 from ppvae.data import Data, Splits
 from ppvae.errors import RunError
+from ppvae.interruption import exit_code
 from ppvae.options import Pair, Train
 from ppvae.output import say, tell
 from ppvae.ranks import shared
@@ -29,11 +30,14 @@ def run(options: Train) -> int:
         check_device(options.device)
         with together(options.device, options.threads):
             found = trained(options)
-            tell("run", f"{found}\nnext: ppvae evaluate {found.folder}", told(found))
-    except KeyboardInterrupt:
+            code = exit_code(found)
+            goes_on = f"ppvae train --config {found.folder / COMMAND} --epochs {options.epochs} --resume" if found.folder else ""
+            after = f"goes on with: {goes_on}" if code else f"next: ppvae evaluate {found.folder}"
+            tell("run", f"{found}\n{after}", told(found) | ({"resume": goes_on} if code else {}))
+            return code
+    except KeyboardInterrupt:  # the second signal: the step under way was not finished
         say("the same command with --resume goes on from the newest checkpoint")
         raise
-    return 0
 
 
 def told(found: Run) -> dict[str, object]:
