@@ -4,7 +4,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-statistical soak bench scale lint format clean
+.PHONY: demo test test-statistical soak fuzz bench scale docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/ppvae demo
@@ -19,9 +19,16 @@ test-statistical: $(INSTALLED)
 	@seed=$${PPVAE_TEST_SEED:-$$(date +%s)}; echo "PPVAE_TEST_SEED=$$seed"; \
 	PPVAE_TEST_SEED=$$seed OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m statistical
 
-# Minutes each: a file of 2 GB, the commands in several processes.
+# Minutes each: a file of 2 GB, the commands in several processes, 500 kills, a million particles.
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak
+
+# Readers of foreign bytes under mutated input: by atheris where it has a wheel for this Python, else by hypothesis, which is said.
+FUZZ_SECONDS ?= 600
+fuzz: $(INSTALLED)
+	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet --only-binary :all: atheris || \
+	echo "atheris has no wheel for this Python"
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz $(FUZZ_SECONDS)
 
 # Wants a quiet machine and half an hour; makes environments for NumPyro and Pythae under .bench/, and writes its table into the document.
 bench: $(INSTALLED)
@@ -30,6 +37,13 @@ bench: $(INSTALLED)
 # Wants a quiet machine and five minutes; writes its numbers into the document.
 scale: $(INSTALLED)
 	$(BIN)/python -m benchmarks.scaling --write docs/scale.md
+
+# The pages of docs/ and the reference from the docstrings, into site/. Nothing is fetched when they are built or read.
+docs: $(INSTALLED)
+	test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python docs/drawings.py
+	$(BIN)/python docs/command_tables.py
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

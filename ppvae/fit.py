@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,13 +19,14 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 
-from ppvae import checkpoint, noise
+from ppvae import checkpoint, generators, noise
 from ppvae.batches import Batch, each
 from ppvae.capture import why_no_compiler
 from ppvae.check import check
 from ppvae.data import Data
 from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
 from ppvae.header import described, say_header, say_shift
+from ppvae.interruption import STOPPED, listening
 from ppvae.modules import Program, frozen_parameters, modules_of
 from ppvae.objectives import Linear, Weight, is_linear
 from ppvae.optimizer import OptimizerFactory
@@ -34,7 +36,10 @@ from ppvae.ranks import sharing, started
 from ppvae.resume import use_best
 from ppvae.run import (
     CONFIG,
+    ENVIRONMENT,
+    HISTORY,
     PROGRAM,
+    TEMPLATE,
     Run,
     Stored,
     compare_fingerprints,
@@ -44,6 +49,8 @@ from ppvae.run import (
     locked,
     write_description,
 )
+from ppvae.state import named_tensors
+from ppvae.storage import check_room, sweep
 from ppvae.stream import stream
 from ppvae.support import warn_relaxed
 from ppvae.surrogates import why_not
@@ -51,6 +58,7 @@ from ppvae.svi import SVI, check_compile, check_objective
 from ppvae.together import SharedSVI
 from ppvae.training import WORTH_COMPILING, Training, rows_measured
 
+ONE_AT_A_TIME = threading.RLock()
 MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "device", "ranks")  # on resuming
 
 
@@ -94,9 +102,11 @@ def fit(
         beta, likelihood_weight: Weights >= 0 on the unobserved and the observed sites, or functions of the step (``objectives.linear``).
         clip_norm: Largest norm of the gradient (of the loss in nats per datum).
         patience: Stop after so many epochs without a better validation ELBO; counted once the weights stand still.
-        seed: Rules everything after construction: order, noise, binarisation.
+        seed: Rules everything after construction: order, noise, binarisation, and what programs and callbacks draw from Python's and
+            NumPy's generators. The caller's generators are as they were, afterwards.
         out: The run folder; None keeps the run in memory.
-        resume: Go on from the newest sound checkpoint of ``out``, or start where there is none.
+        resume: Go on from the newest sound checkpoint of ``out``, or start where there is none. What was interrupted anywhere, by whatever,
+            and goes on is the undisturbed run, bit for bit (``docs/faults.md`` says on which conditions).
         checkpoint_every: Seconds between checkpoints.
         compile: True captures the programs and compiles the step; False runs every step by Pyro; "auto" compiles where that is worth its
             time: from 3,000 steps in all, the last, shorter batch of an epoch from 3,000 epochs. The folder records which, and a
@@ -110,14 +120,17 @@ def fit(
         source: How a program given by a file is found again: its file, name and SHA-256.
 
     Returns:
-        The run. The loss and its gradient are in nats per datum whatever the batch size.
+        The run. The loss and its gradient are in nats per datum whatever the batch size. Ctrl-C or SIGTERM in the main thread ends it
+        after the step under way, with a checkpoint and ``run.stopped == "interrupt"``; a second one raises KeyboardInterrupt at once.
+        Runs of several threads of one process take turns: Pyro's parameter store and torch's generator are the process's.
 
     Raises:
         DataError: Data outside the support of an observed site, before the first step.
         ProgramError, ShapeError: The pair breaks the contract of a program.
         ObjectiveError: A weight or schedule that would not be what its name says.
         DivergedError: A loss or gradient that is not finite; the last good state is kept.
-        RunError: ``out`` cannot be written or holds another run.
+        RunError: ``out`` cannot be written, has no room, or holds another run.
+        LockedError: Another process trains in ``out``.
     """
     data = Data.of(data)
     validation = Data.of(validation) if validation is not None else None
@@ -129,6 +142,7 @@ def fit(
     total_steps = epochs * math.ceil(len(data) / batch_size)
     beta, likelihood_weight = (w.resolved(total_steps) if isinstance(w, Linear) else w for w in (beta, likelihood_weight))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ONE_AT_A_TIME)
         ranks = stack.enter_context(started(device))
         stack.enter_context(sharing(ranks))
         device = ranks.device or torch.device("cpu")
@@ -161,6 +175,7 @@ def fit(
         if folder is not None:
             ranks.by_first(functools.partial(_enter_folder, stack, folder, resume, config))
         stack.enter_context(noise.forked(device))
+        stack.enter_context(generators.owned(seed))
         stack.enter_context(pyro.validation_enabled(False))  # our own check before every update costs less and names the datum
         store = stack.enter_context(pyro.get_param_store().scope())
         run = Run(Stored(model, store), Stored(guide, store), folder=folder, config=config)
@@ -192,11 +207,12 @@ def fit(
         _look_at_pair(training, objective)
         _begin(training, folder, config, source)
         say_header(training)
-        training.loop()
+        with listening() as training.interruption:
+            training.loop()
         use_best(training)
         say_shift(training)
         ranks.wait()  # whoever reads the folder next finds it whole
-        if folder is not None:
+        if folder is not None and run.stopped != STOPPED:  # which has been said, with how to go on
             progress.say(f"run saved in {folder}")
     return run
 
@@ -281,7 +297,13 @@ def _begin(training: Training, folder: Path | None, config: Mapping[str, Any], s
                 warnings.warn(f"{problem}; going on from {name}", UnreliableWarning, stacklevel=3)
             compare_fingerprints(checkpoint.read_json(folder / PROGRAM)["fingerprint"], here, folder)
             saved = (tensors, state)
+            if training.ranks.first:
+                checkpoint.set_aside(folder / "checkpoints", newer_than=name)
     training.begin(saved)
+    if folder is not None and training.ranks.first:
+        live = named_tensors(training.model, training.guide, training.svi.leaves).values()
+        size = sum(t.numel() * t.element_size() for t in live)
+        check_room(folder / "checkpoints", size if saved is not None else (checkpoint.KEEP + 1) * size)  # at least: there is more to save
     if folder is not None and saved is None:
         programs = describe_programs(training.model, training.guide, source) | {"fingerprint": here}
         if training.ranks.first:
@@ -298,6 +320,7 @@ def _silently(stack: contextlib.ExitStack) -> Progress:
 
 def _enter_folder(stack: contextlib.ExitStack, folder: Path, resume: bool, config: Mapping[str, Any]) -> None:
     stack.enter_context(locked(folder))
+    sweep(folder, CONFIG, PROGRAM, HISTORY, ENVIRONMENT, TEMPLATE)
     _refuse_folder(folder, resume, config)
 
 

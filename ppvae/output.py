@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _collected: ContextVar[dict[str, Any] | None] = ContextVar("collected", default=None)
 
@@ -18,17 +20,26 @@ _collected: ContextVar[dict[str, Any] | None] = ContextVar("collected", default=
 def say(text: str) -> None:
     """Progress and remarks; on a terminal in place of a live line that may stand there."""
     wipe = "\r\x1b[2K" if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else ""
-    print(f"{wipe}{text}", file=sys.stderr, flush=True)
+    print(f"{wipe}{_fitted(text, sys.stderr)}", file=sys.stderr, flush=True)
 
 
 def tell(name: str, text: str, value: Any) -> None:
     """A result: a sentence to read, or under ``--json`` the value ``name`` of the object."""
     collected = _collected.get()
     if collected is None:
-        print(text, flush=True)
+        print(_fitted(text, sys.stdout), flush=True)
         return
     say(text)
     collected[name] = value
+
+
+def _fitted(text: str, stream: TextIO) -> str:
+    """On a terminal, lines broken between words; anywhere else a line stays a line."""
+    if not stream.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns
+    how: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+    return "\n".join(line if len(line) <= columns else textwrap.fill(line, columns, **how) for line in text.splitlines())
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor
 from ppvae import noise
 from ppvae.batches import Batch, device_of, digest, num_data, repeat, take
 from ppvae.errors import ProgramError, ShapeError
+from ppvae.memory import is_out_of_memory
 from ppvae.modules import Program
 from ppvae.programs import (
     Values,
@@ -133,7 +134,9 @@ class Pair:
                 self.in_plate = False
                 same_q = self._log_densities(_for_rows(self.guide, index), rows, values, num_particles=4)
                 same_p = self.score(rows, values, num_particles=4)
-        except Exception:  # the user's network may refuse leading dims in any way it likes; repeating needs nothing of it
+        except Exception as error:  # the user's network may refuse leading dims in any way it likes; repeating needs nothing of it
+            if is_out_of_memory(error):
+                raise
             return False
         finally:
             self.in_plate = False

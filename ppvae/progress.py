@@ -65,7 +65,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that always shows."""
         self._wipe()
-        self.console.print(text)
+        self.console.print(text, soft_wrap=not self.live)  # broken between words on a terminal; in a file a line stays a line
         self.console.file.flush()
 
     def tick(self, epoch: int, done: int, steps: int) -> None:

@@ -15,7 +15,7 @@ from pyro.optim.optim import _load_state_dict
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
-from ppvae import checkpoint
+from ppvae import checkpoint, generators
 from ppvae.batches import Batch
 from ppvae.optimizer import OneOptimizer
 from ppvae.run import HISTORY
@@ -45,6 +45,7 @@ def write_checkpoint(training: Training, folder: Path) -> None:
         "engine": svi.engine.reason if training.run.config["engine"] == "compiled" else "",  # why compiled steps were given up
         "ranks": training.ranks.size,
         "history": json.dumps(position.history),
+        "generators": generators.states(training.device),
     }
     checkpoint.save(folder / "checkpoints", f"step-{svi.steps_taken:08d}", live, state)
     checkpoint.prune(folder / "checkpoints")
@@ -84,6 +85,7 @@ def go_on_from(training: Training, first: Batch, tensors: dict[str, Tensor], sta
     before, now = state.get("ranks", 1), training.ranks.size
     if before != now:
         training.progress.say(f"processes {now}, where the run had {before}: what follows is equal in law, not in bits")
+    training.generators = state.get("generators")
     position = {**state["position"], "history": json.loads(state["history"]), "stopped": "running"}
     training.position = type(training.position)(**position)
     training.run.history = training.position.history

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -20,13 +21,17 @@ from torch import Tensor
 
 from ppvae import build, checkpoint, factory, noise
 from ppvae.batches import Batch, each, take, tensors
-from ppvae.errors import LockedError, RunError, UnreliableWarning
+from ppvae.errors import ArgumentError, LockedError, RunError, UnreliableWarning
 from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program, eval_mode, modules_of
 from ppvae.programs import latent_sites, sample_sites, trace
 from ppvae.state import create_missing, named_tensors, restore
+from ppvae.storage import make_folder, read_bytes
 from ppvae.support import unwrapped
 
+MOST_HISTORY = 128 << 20
+# What is read of a checkpoint's state to load it.
+KEPT = {"best": dict | None, "constraints": dict, "leaves": list, "history": str, "stopped": str}
 CONFIG, PROGRAM, HISTORY, ENVIRONMENT, TEMPLATE = "config.json", "program.json", "history.jsonl", "environment.json", "template"
 
 
@@ -58,8 +63,10 @@ class Run:
         history: One row an epoch: nats per datum.
         folder: The run folder, or None for a run in memory.
         best_epoch: Epoch whose parameters the programs now hold, where validation chose one; else None.
-        stopped: "finished", "patience", "stopped by callback", "diverged", or "running" where it was interrupted.
+        stopped: "finished", "patience", "stopped by callback", "diverged", "interrupt" where Ctrl-C or SIGTERM ended it after a step, or
+            "running" where something worse did.
         config: The arguments of ``fit``, as far as JSON can say them.
+        signal: The number of the signal that came, if one did (``interruption.exit_code``).
     """
 
     model: Any
@@ -69,6 +76,7 @@ class Run:
     best_epoch: int | None = None
     stopped: str = "finished"
     config: dict[str, Any] = field(default_factory=dict)
+    signal: int | None = None
 
     def __str__(self) -> str:
         where = str(self.folder) if self.folder else "in memory"
@@ -76,9 +84,16 @@ class Run:
         return f"run {where}: {epochs}, {self.stopped}"
 
     def write_result(self, name: str, result: Mapping[str, Any]) -> Path | None:
-        """Write a result's JSON into ``results/`` of the folder; None for a run in memory."""
+        """Write a result's JSON into ``results/`` of the folder; None for a run in memory.
+
+        Raises:
+            ArgumentError: The name is no plain file name: what is written stays in the folder.
+            RunError: It cannot be written.
+        """
         if self.folder is None:
             return None
+        if name in ("", ".", "..") or not set(name).isdisjoint("/\\\0"):
+            raise ArgumentError(f"a result's name is a file name without folders, got {name!r}")
         path = self.folder / "results" / f"{name}.json"
         checkpoint.write_json(path, result)
         return path
@@ -95,11 +110,11 @@ def locked(folder: Path) -> Iterator[None]:
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     holder = folder / ".lock-holder"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock.acquire()
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except filelock.Timeout as error:
-        name = holder.read_text() if holder.exists() else "another process"
+        name = holder.read_text(errors="replace")[:200] if holder.is_file() else "another process"
         raise LockedError(f"{folder} is held by {name}", mend="wait for it, or train into another folder") from error
     except OSError as error:
         lock.release()
@@ -108,6 +123,25 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def new_folder(first: Path) -> Path:
+    """Make the first of FOLDER, FOLDER-2, FOLDER-3, ... that is not there: processes that start at the same moment get one each.
+
+    Raises:
+        RunError: The folder above cannot be written.
+    """
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            make_folder(folder.parent)
+            os.mkdir(folder)  # fails where it is there: that is the point
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"{folder} cannot be made: {error.strerror}", mend="choose another folder") from error
+    raise AssertionError("unreachable")
 
 
 def holds_a_run(folder: Path) -> bool:
@@ -176,22 +210,37 @@ def write_description(folder: Path, programs: dict[str, Any], config: Mapping[st
 def template_of(folder: Path) -> Batch:
     """Two rows of the training data, in the structure that the programs take."""
     parts, state = checkpoint.load(folder, TEMPLATE)
-    structure = state["structure"]
-    values = [parts[str(i)] for i in range(len(parts))]
+    structure = _expected(state, {"structure": str | list | int}, folder / f"{TEMPLATE}.json")["structure"]
+    values = [parts[name] for name in map(str, range(len(parts))) if name in parts]
+    if not values or len(values) < len(parts) or (isinstance(structure, list) and len(structure) != len(values)):
+        raise RunError(f"{folder / TEMPLATE}.json does not say how its tensors make a batch")
     if structure == "tensor":
         return values[0]
     return dict(zip(structure, values, strict=True)) if isinstance(structure, list) else tuple(values)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``history.jsonl``; a torn last line is left out."""
-    rows = []
+    """The rows of ``history.jsonl``; a torn last line is left out.
+
+    Raises:
+        RunError: It cannot be read, or is larger than any history of ours.
+    """
     path = folder / HISTORY
-    for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+        content = read_bytes(path, MOST_HISTORY)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from error
+    rows: list[dict[str, Any]] = []
+    for line in content.split(b"\n"):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
     return rows
 
 
@@ -214,7 +263,8 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
         raise RunError(f"state is 'best' or 'last', got {state!r}")
     if not holds_a_run(folder):
         raise RunError(f"{folder} holds no run", mend="ppvae.fit(..., out=folder) or `ppvae train --out FOLDER` makes one")
-    programs = checkpoint.read_json(folder / PROGRAM)
+    programs = _expected(checkpoint.read_json(folder / PROGRAM), {"how": str, "fingerprint": dict}, folder / PROGRAM)
+    _expected(programs["fingerprint"], {"sites": dict, "tensors": dict}, folder / PROGRAM)
     template = template_of(folder)
     if (model is None) != (guide is None):
         raise RunError("hand in both model and guide, or neither")
@@ -226,6 +276,7 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
     name, saved, kept, damaged = sound
     for problem in damaged:
         warnings.warn(f"{problem}; {name} is loaded", UnreliableWarning, stacklevel=2)
+    _expected(kept, KEPT, folder / "checkpoints" / f"{name}.json")
     if programs["how"] == "constructors":  # made in this process's default dtype
         dtype = next((t.dtype for t in saved.values() if t.is_floating_point()), torch.get_default_dtype())
         for module in (*modules_of(model).values(), *modules_of(guide).values()):
@@ -241,12 +292,25 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
     return Run(
         Stored(model, store),
         Stored(guide, store),
-        history=read_history(folder),
+        history=json.loads(kept["history"]),  # as the parameters are: the file may be a save ahead of them, or behind
         folder=folder,
         best_epoch=best["epoch"] if state == "best" and best is not None else None,
         stopped=kept["stopped"],
         config=checkpoint.read_json(folder / CONFIG),
     )
+
+
+def _expected(record: Any, fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The record, if it has these fields with values of these kinds.
+
+    Raises:
+        RunError: It has not: nobody's run wrote it.
+    """
+    wrong = [name for name, kind in fields.items() if not isinstance(record, dict) or not isinstance(record.get(name), kind)]
+    if wrong:
+        raise RunError(f"{path} is no record of a run: its field '{wrong[0]}' is missing or of the wrong kind")
+    found: dict[str, Any] = record
+    return found
 
 
 def _live(model: Program, guide: Program, template: Batch, device: torch.device, kept: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -260,8 +324,13 @@ def _live(model: Program, guide: Program, template: Batch, device: torch.device,
 
 def _make(programs: Mapping[str, Any], template: Batch, folder: Path) -> tuple[Program, Program]:
     if programs["how"] == "constructors":
-        return build.from_json(programs["model"]), build.from_json(programs["guide"])
+        try:
+            return build.from_json(programs["model"]), build.from_json(programs["guide"])
+        except (KeyError, TypeError, AttributeError, RuntimeError, MemoryError, AssertionError) as error:  # RunError says more, and passes
+            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise RunError(f"{folder / PROGRAM} names parts that cannot be made: {said}") from error
     if programs["how"] == "file":
+        _expected(programs, {"file": str, "sha256": str, "name": str}, folder / PROGRAM)
         path = Path(programs["file"])
         if path.is_file() and factory.sha256_of(path) != programs["sha256"]:
             raise RunError(
@@ -273,7 +342,7 @@ def _make(programs: Mapping[str, Any], template: Batch, folder: Path) -> tuple[P
         return model, guide
     shapes = [f"{name} {tuple(shape)}" for name, shape in programs["fingerprint"]["tensors"].items()]
     raise RunError(
-        f"the programs of {folder} were built in Python ({programs['why']}), so hand them in",
+        f"the programs of {folder} were built in Python ({programs.get('why')}), so hand them in",
         where=f"the folder holds {', '.join(shapes[:6])}" + (f" and {len(shapes) - 6} more" if len(shapes) > 6 else ""),
         mend=f"ppvae.load({str(folder)!r}, model, guide)",
     )

@@ -96,8 +96,8 @@ def _record(constraint: Any) -> dict[str, object]:
 
 def _constraint(record: Mapping[str, Any], name: str) -> Any:
     cls = getattr(constraints, str(record["class"]), None) or getattr(pyro.distributions.constraints, str(record["class"]), None)
-    if cls is None:
-        raise RunError(f"the constraint {record['class']} of parameter '{name}' cannot be made again from its record")
+    if not (isinstance(cls, type) and issubclass(cls, Constraint)):
+        raise RunError(f"the constraint {str(record['class'])[:40]} of parameter '{name}' cannot be made again from its record")
     if cls is type(constraints.real):
         return constraints.real  # Pyro compares it by identity
     made = cls.__new__(cls)  # its constructor may name its arguments otherwise, or take none

@@ -13,6 +13,8 @@ from ppvae import noise
 from ppvae.batches import Batch, take
 from ppvae.blocks import Blocks, Densities
 from ppvae.errors import DivergedError, check_count
+from ppvae.interruption import leave_if_asked
+from ppvae.memory import Halving
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.programs import measuring, on_device_of
@@ -88,8 +90,12 @@ def stream(
     """Every log density of K particles per datum, a stretch of work at a time: for each stretch of rows all its particles.
 
     Each block of 64 data x 64 particles is drawn from its own seed; ``blocks_at_once`` blocks of data go through the model in one
-    call and change nothing but the time. ``first_row`` is the number of x's first row in messages. Where measurement is shared out
-    (``ranks.sharing``) each process computes a part of the blocks, and all of them get all.
+    call and change nothing but the time; where they do not fit into memory, fewer do, and a warning says so. ``first_row`` is the
+    number of x's first row in messages. Where measurement is shared out (``ranks.sharing``) each process computes a part of the
+    blocks, and all of them get all.
+
+    Raises:
+        OutOfMemoryError: One block does not fit into memory.
     """
     check_count("num_particles", num_particles)
     check_count("blocks_at_once", 1 if blocks_at_once is None else blocks_at_once)
@@ -98,15 +104,21 @@ def stream(
     observed = frozenset(pair.observed)
     whole = noise.BLOCK_ROWS, noise.BLOCK_PARTICLES
     blocks = Blocks(pair, *whole, pair.num_data * num_particles if num_particles > noise.BLOCK_PARTICLES else 0)
+    at_once: Halving[Densities] = Halving(blocks_at_once, f"measuring with {num_particles:,} particles")
 
     def densities(where: tuple[slice, slice]) -> tuple[Densities, bool]:
+        leave_if_asked()
         stretch, particles = where
         size = stretch.stop - stretch.start, particles.stop - particles.start
-        if blocks.on and size == whole and particles.start:  # the first particles run eagerly: data are held against the support
-            with noise.seeded(seed, stretch.start, particles.start, device=pair.device):
-                found = blocks(take(x, stretch), torch.arange(stretch.start, stretch.stop, device=pair.device))
-        else:
-            found = _eagerly(pair, x, stretch, particles, seed, first_row)
+        compiled = blocks.on and size == whole and particles.start  # the first particles run eagerly: data are held against the support
+
+        def part(rows: slice) -> Densities:
+            if not compiled:
+                return _eagerly(pair, x, rows, particles, seed, first_row)
+            with noise.seeded(seed, rows.start, particles.start, device=pair.device):
+                return blocks(take(x, rows), torch.arange(rows.start, rows.stop, device=pair.device))
+
+        found = _joined(at_once(stretch, part))
         _refuse_nan(Terms(stretch, particles, *found, observed), first_row)
         return found, pair.relaxed
 
@@ -115,6 +127,14 @@ def stream(
     for (stretch, particles), (found, relaxed) in shared().each(work, densities):
         pair.relaxed |= relaxed
         yield Terms(stretch, particles, *found, observed)
+
+
+def _joined(parts: list[Densities]) -> Densities:
+    """Densities of consecutive rows as those of all."""
+    if len(parts) == 1:
+        return parts[0]
+    p, q = ({name: torch.cat([part[side][name] for part in parts], dim=1) for name in parts[0][side]} for side in (0, 1))
+    return p, q
 
 
 def _eagerly(pair: Pair, x: Batch, stretch: slice, particles: slice, seed: int, first_row: int) -> Densities:

@@ -1,7 +1,7 @@
 """The training loop and everything that a resumed run needs to be the undisturbed one, bit for bit.
 
-Nothing random has a state to save: the order of an epoch, the binarisation of a batch and the noise of a step are each drawn from a
-seed of their own, hash(seed, what, where).
+Nothing random of ours has a state to save: the order of an epoch, the binarisation of a batch and the noise of a step are each drawn
+from a seed of their own, hash(seed, what, where). What programs and callbacks draw besides has, and goes along (``generators``).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +19,7 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from ppvae import noise
+from ppvae import generators, noise
 from ppvae.batches import Batch, each
 from ppvae.data import Data
 from ppvae.data.presented import Presented
@@ -26,6 +27,7 @@ from ppvae.diagnose import NO_DATUM, diagnose
 from ppvae.engine import Call
 from ppvae.errors import DivergedError
 from ppvae.evaluation import Evaluation, evaluate_pieces
+from ppvae.interruption import STOPPED, Interruption, LeftUndone
 from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program, eval_mode, freeze, modules_of
 from ppvae.objectives import Weight, weight_at
@@ -41,6 +43,8 @@ from ppvae.together import SharedSVI
 
 # Steps of one shape below which compiling costs more than it saves: some 5 s against 1 to 3 ms a step.
 WORTH_COMPILING = 3000
+# Steps after which several processes ask each other whether a signal came.
+ASK_EVERY = 16
 
 
 @dataclass
@@ -67,6 +71,8 @@ class Training:
         has_globals: Whether there are latent sites outside the data plate.
         run: What is filled in.
         ranks: The processes that train together; the first alone prints and writes.
+        interruption: The signals that have come.
+        generators: States of the process's generators to begin with, where a checkpoint has some.
     """
 
     svi: SVI
@@ -91,6 +97,9 @@ class Training:
     position: Position = field(default_factory=Position)
     best: dict[str, Any] | None = None
     torch_scheduler: Any = None
+    interruption: Interruption = field(default_factory=Interruption)
+    generators: dict[str, Any] | None = None
+    _not_finite: frozenset[str] = frozenset()
     _saved_at: float = 0.0
     _verified_at: Any = None
 
@@ -115,6 +124,9 @@ class Training:
             self._begin_together()
         if self.scheduler is not None and isinstance(self.svi.optim, OneOptimizer) and self.torch_scheduler is None:
             self.torch_scheduler = self.scheduler(self.svi.optim.torch_optimizer)  # type: ignore[arg-type]
+        self._not_finite = frozenset(self._spoiled())
+        if self.generators is not None:
+            generators.restore(self.generators, self.device)
         self._saved_at = time.monotonic()
 
     def _begin_together(self) -> None:
@@ -126,7 +138,7 @@ class Training:
         self.ranks.take_from_first(list(live.values()))
 
     def loop(self) -> None:
-        """Train to the last epoch, or until patience runs out.
+        """Train to the last epoch, until patience runs out, or to the end of the step in which a signal comes.
 
         Raises:
             DivergedError: with the site, the datum and what to change; the last good state is saved.
@@ -140,13 +152,43 @@ class Training:
                 self.progress.tick(self.position.epoch + 1, self.position.batch, self.steps_per_epoch)
                 if self.run.folder is not None and time.monotonic() - self._saved_at > self.checkpoint_every:
                     self.save()
+                if self._asked_to_stop():
+                    return self._interrupted()
             speed = steps / max(time.monotonic() - epoch_started, 1e-9)
-            self._finish_epoch(speed)
+            try:
+                self._finish_epoch(speed)
+            except LeftUndone:
+                return self._interrupted()
             per_epoch = (time.monotonic() - started) / (self.position.epoch - done_before)
             self.progress.epoch(self.position.history[-1], self.epochs, per_epoch * (self.epochs - self.position.epoch))
+            if self.position.epoch < self.epochs and self.position.stopped == "running" and self._asked_to_stop():
+                return self._interrupted()
         if self.position.stopped == "running":
             self.position.stopped = "finished"
         self.save()
+
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal has come. Several processes ask each other now and then, for all must stop at the same step."""
+        if self.ranks.size > 1 and (self.position.batch % ASK_EVERY == 0 or self.position.batch == self.steps_per_epoch):
+            first = int(self.ranks.gathered([float(self.interruption.signal or 0)]).max())
+            self.interruption.signal = first or None
+        elif self.ranks.size > 1:
+            return False
+        return self.interruption.signal is not None
+
+    def _interrupted(self) -> None:
+        """Stand where a resumed run goes on."""
+        self.position.stopped, self.run.signal = STOPPED, self.interruption.signal
+        self.save()
+        name = signal.Signals(self.interruption.signal or 0).name
+        further = f"; fit(..., resume=True) goes on from {self.run.folder}" if self.run.folder else ""
+        self.progress.say(f"{name}: stopped after step {self.svi.steps_taken:,} (epoch {self.position.epoch + 1}){further}")
+
+    def _spoiled(self) -> list[str]:
+        """Names of trained parameters that are not finite."""
+        trained = {id(leaf) for leaf in self.svi.leaves}
+        live = named_tensors(self.model, self.guide, self.svi.leaves)
+        return [name for name, t in live.items() if id(t) in trained and name not in self._not_finite and not torch.isfinite(t).all()]
 
     def _guess_nesting(self, first: Batch) -> None:
         """Let Pyro find its plates now: it does so in the first call by draws of its own, and the first step here may be any."""
@@ -177,13 +219,10 @@ class Training:
             for buffer, before in buffers:  # running statistics took the bad batch in before the loss was seen
                 buffer.copy_(before)
             position.stopped = "diverged"
-            self.save()
-            kept = f"; the last good state is in {self.run.folder}" if self.run.folder else "; the programs hold the last good state"
-            raise DivergedError(
-                f"training diverged at step {self.svi.steps_taken} (epoch {position.epoch + 1}): {error.problem}",
-                where=found + kept,
-                mend=["lower the learning rate (a tenth of it)", "clip_norm=10", "keep scales away from 0: softplus(raw) + 1e-3"],
-            ) from error
+            spoiled = self._spoiled()
+            if not spoiled:
+                self.save()
+            raise self._diverged(error.problem, found, spoiled) from error
         if self.svi.verified is not verified:
             self._verified_at = self._here()
         position.batch += 1
@@ -199,6 +238,18 @@ class Training:
             return self.svi.take_share(call, n, divisor, data, eagerly)
         assert call is not None
         return self.svi.take(call, divisor, data, eagerly)
+
+    def _diverged(self, problem: str, where: str, spoiled: list[str]) -> DivergedError:
+        """What is raised, and where the last good state is; ``spoiled`` parameters were not finite before the step already."""
+        if self.run.folder is not None:
+            kept = f"the last good state is in {self.run.folder}"
+        else:
+            kept = f"the programs hold {'no' if spoiled else 'the last'} good state"
+        return DivergedError(
+            f"training diverged at step {self.svi.steps_taken} (epoch {self.position.epoch + 1}): {problem}",
+            where=f"{where}; {kept}",
+            mend=["lower the learning rate (a tenth of it)", "clip_norm=10", "keep scales away from 0: softplus(raw) + 1e-3"],
+        )
 
     def _diagnosed(self, call: Call | None) -> str:
         """Which datum the step diverged at; of several processes that which knows a site."""
@@ -279,7 +330,7 @@ class Training:
             "gradient_norm": position.norm_sum / self.steps_per_epoch,
             "steps_per_second": speed,
             "learning_rate": self._learning_rate(),
-            **self._measured(),
+            **self._measured_unless_asked_to_stop(),
         }
         row = self.ranks.by_first(lambda: row)  # so that all choose the same epoch and stop at the same one
         position.epoch, position.batch, position.loss_sum, position.norm_sum = position.epoch + 1, 0, 0.0, 0.0
@@ -294,6 +345,22 @@ class Training:
             self.svi.optim.step()
         if self.ranks.by_first(lambda: self.callback is not None and self.callback(row) is False):
             position.stopped = "stopped by callback"
+
+    def _measured_unless_asked_to_stop(self) -> dict[str, Any]:
+        """The numbers of the epoch; of one process, which nobody waits for, they may be left for the resumed run.
+
+        Raises:
+            LeftUndone: A signal came; the generators are where they were.
+        """
+        if self.ranks.size > 1:
+            return self._measured()
+        before = generators.states(self.device)
+        try:
+            with self.interruption.leaving():
+                return self._measured()
+        except LeftUndone:
+            generators.restore(before, self.device)
+            raise
 
     def _measured(self) -> dict[str, Any]:
         """The ELBO at beta = 1 and its parts; for a pair that is trainable but not measurable, the objective's mean alone."""
@@ -355,9 +422,18 @@ class Training:
         return float(optimizer.param_groups[0]["lr"]) if optimizer is not None else None
 
     def save(self) -> None:
-        """Write a checkpoint and the history, where the run has a folder."""
+        """Write a checkpoint and the history, where the run has a folder.
+
+        Raises:
+            DivergedError: The last update made a parameter that is not finite; the checkpoint before stands.
+            RunError: The checkpoint cannot be written; the one before stands.
+        """
         self.run.stopped = self.position.stopped
         if self.run.folder is not None and self.ranks.first:
+            spoiled = self._spoiled()
+            if spoiled:
+                self.run.stopped = "diverged"
+                raise self._diverged("its update made parameters that are not finite", f"parameter {spoiled[0]}", spoiled)
             write_checkpoint(self, self.run.folder)
             self._saved_at = time.monotonic()
 

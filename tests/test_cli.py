@@ -15,7 +15,6 @@ import ppvae
 from ppvae import analysis, cli, options, simulate
 from ppvae.cli import main
 from ppvae.commands import check, pairs
-from ppvae.commands.demo import free_folder
 from ppvae.commands.train import data_of
 from ppvae.data import Data
 
@@ -486,11 +485,6 @@ def test_a_run_of_a_script_on_arrays_asks_for_the_data(tmp_path, capsys):
 
 
 # demo
-
-
-def test_demo_takes_the_first_free_folder(run, tmp_path):
-    assert free_folder(tmp_path / "demo") == tmp_path / "demo"
-    assert free_folder(run) == run.with_name("digits-2")
 
 
 @pytest.mark.slow

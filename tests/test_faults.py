@@ -1,18 +1,29 @@
 """Faults that were found by looking for them, each held shut by the number it got wrong."""
 
+import functools
 import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from forks import Forks
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pyro import poutine
 from pyro.distributions import transforms
 from test_refine import gamma_guide
+from test_resume import left_in
 
+import ppvae
 from ground_truth import MeanField, correlated_posterior, poisson_gamma
-from ppvae import analysis, importance, natural, refinement
-from ppvae.errors import ArgumentError, FamilyError, ProgramError, ShapeError
+from ppvae import analysis, checkpoint, importance, natural, refinement
+from ppvae.errors import ArgumentError, DataError, DivergedError, FamilyError, ProgramError, RunError, ShapeError
 from ppvae.evaluation import evaluate
 from ppvae.families import FullRankNormal
 from ppvae.pair import Pair
@@ -354,3 +365,271 @@ def test_a_global_plate_at_the_data_dim_is_refused_whatever_its_size(size):
 
     with pytest.raises(ShapeError, match=f"site 'mu': the plate 'groups' at dim -1 has size {size}, and the batch has"):
         analysis.elbo(with_groups(model), with_groups(guide), torch.randn(50, 2), num_particles=3)
+
+
+# Data outside the support of a likelihood, whatever Pyro's validation is set to.
+
+OUTSIDE = {
+    "grey for Bernoulli": (lambda z: dist.Bernoulli(logits=z), 0.5, "Bernoulli"),
+    "a negative count": (lambda z: dist.Poisson(z.exp()), -1.0, "Poisson"),
+    "a fraction of a count": (lambda z: dist.Poisson(z.exp()), 0.5, "Poisson"),
+    "above 1 for Beta": (lambda z: dist.Beta(z.exp(), 1.0), 1.5, "Beta"),
+    "zero for Gamma": (lambda z: dist.Gamma(z.exp(), 1.0), -0.5, "Gamma"),
+    "negative for LogNormal": (lambda z: dist.LogNormal(z, 1.0), -2.0, "LogNormal"),
+    "a category too many": (lambda z: dist.Categorical(logits=z[..., None] * torch.arange(3.0)), 3.0, "Categorical"),
+}
+
+
+@pytest.mark.parametrize("validated", [False, True], ids=["validation off", "validation on"])
+@pytest.mark.parametrize(("likelihood", "bad", "name"), OUTSIDE.values(), ids=OUTSIDE)
+def test_data_outside_the_support_are_refused_before_the_first_step(likelihood, bad, name, validated):
+    def program(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+            pyro.sample("x", likelihood(z), obs=x[:, 0])
+
+    def encoder(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(pyro.param("q", torch.tensor(0.0)), 1.0))
+
+    x = torch.ones(30, 1) if name != "Beta" else torch.full((30, 1), 0.5)
+    x[17] = bad
+    steps = []
+    with pyro.validation_enabled(validated), pytest.raises(DataError) as raised:
+        ppvae.fit(program, encoder, x, epochs=1, callback=steps.append)
+    assert name in str(raised.value) and "17" in raised.value.where and not steps
+
+
+# Arrays in whatever form they come.
+
+FORMS_OF_ROWS = {
+    "float32": lambda x: x.float(),
+    "int64": lambda x: x.long(),
+    "uint8": lambda x: x.to(torch.uint8),
+    "bool": lambda x: x.bool(),
+    "numpy": lambda x: x.numpy(),
+    "numpy, Fortran order": lambda x: np.asfortranarray(x.numpy()),
+    "transposed in memory": lambda x: x.T.contiguous().T,
+    "every second row": lambda x: x.repeat_interleave(2, 0)[::2],
+    "backwards": lambda x: x.numpy()[::-1].copy()[::-1],
+    "a list of lists": lambda x: x.tolist(),
+}
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(n=st.integers(1, 9), batch_size=st.integers(1, 10), form=st.sampled_from(sorted(FORMS_OF_ROWS)))
+def test_the_epoch_is_the_full_data_value_whatever_the_form_of_the_data_and_the_batches(n, batch_size, form):
+    """x_d ~ Bernoulli(0.3), no latents: mean log p(x) per datum by hand; each datum counts once, whatever batch it comes in."""
+
+    def coins(x):
+        p = pyro.param("p", torch.tensor(0.3), constraint=dist.constraints.unit_interval)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Bernoulli(p.expand(3)).to_event(1), obs=x.to(torch.float64))
+
+    pyro.clear_param_store()
+    x = (torch.arange(3.0 * n).reshape(n, 3) % 7 < 3).double()
+    expected = (x * math.log(0.3) + (1 - x) * math.log(0.7)).sum(-1).mean().item()
+    still = functools.partial(torch.optim.SGD, lr=0.0)
+    try:
+        run = ppvae.fit(coins, lambda x: None, FORMS_OF_ROWS[form](x), epochs=1, batch_size=batch_size, optimizer=still)
+    except DataError as error:
+        assert form == "a list of lists" and "list" in str(error)
+        return
+    assert abs(run.history[0]["objective"] - expected) < 1e-6 * max(1.0, abs(expected))  # p is float64's 0.3 through a float32-safe logit
+
+
+NO_ROWS = {"a row": torch.zeros(4), "a number": torch.tensor(1.0), "no rows": torch.zeros(0, 4)}
+
+
+@pytest.mark.parametrize("x", NO_ROWS.values(), ids=NO_ROWS)
+def test_what_is_no_set_of_rows_is_refused(x):
+    with pytest.raises(DataError):
+        ppvae.fit(model, guide, x, epochs=1)
+
+
+ODD = {
+    "constant": [[1.0, 1.0]] * 20,
+    "duplicates": [[1.0, -1.0], [0.5, 3.0]] * 10,
+    "huge": [[1e15, -1e15]] * 20,
+    "one datum": [[0.0, 0.0]],
+}
+
+
+@pytest.mark.parametrize("x", ODD.values(), ids=ODD)
+def test_odd_data_have_their_evidence(x):
+    x = torch.tensor(x)
+    found = log_weights(model, guide, x, num_particles=3)
+    assert ((found - evidence(x)).abs() <= 1e-9 * evidence(x).abs().clamp_min(1)).all()
+
+
+def test_columns_as_many_as_you_like():
+    """100,000 of them, each N(z, 1) with z = 0 from a guide that says so: the weight is the sum of 1e5 standard Normal densities."""
+
+    def wide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(0.0 * z[..., None] + torch.zeros(100_000), 1.0).to_event(1), obs=x)
+
+    def prior(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    x = torch.ones(2, 100_000)
+    found = log_weights(wide, prior, x, num_particles=2)
+    assert (found + 100_000 * (0.5 * math.log(2 * math.pi) + 0.5)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 12, 100], ids=str)
+def test_a_subsample_of_another_size_than_the_batch_is_refused(size):
+    """A last batch of 1 in a plate of 100 was once broadcast to 100 data."""
+
+    def subsampled(x):
+        with pyro.plate("data", 512, subsample_size=100, dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    steps = []
+    with pytest.raises((ShapeError, ProgramError)) as raised:
+        ppvae.fit(subsampled, guide, torch.zeros(size, 2), epochs=1, callback=steps.append)
+    assert not steps and ("plate" in str(raised.value) or "subsample" in str(raised.value))
+
+
+# Divergence, and what is then on the disk.
+
+
+def linear(x):
+    weight = pyro.param("weight", torch.ones(2))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(weight, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+@pytest.mark.parametrize("every", [0.0, 60.0], ids=["save at once", "save later"])
+def test_an_update_that_overflows_is_never_saved(every, tmp_path):
+    """Loss and gradient of step 1 are finite and its update is not: a checkpoint taken then once held infinite parameters."""
+    sgd = functools.partial(torch.optim.SGD, lr=1.7e308)
+    with pytest.raises(DivergedError) as raised:
+        ppvae.fit(
+            linear, lambda x: None, torch.full((40, 2), 9.0), epochs=2, batch_size=10, optimizer=sgd, out=tmp_path, checkpoint_every=every
+        )
+    assert f"the last good state is in {tmp_path}" in raised.value.where
+    if every == 0.0:
+        assert raised.value.problem == "training diverged at step 1 (epoch 1): its update made parameters that are not finite"
+        assert raised.value.where.startswith("parameter param.weight; ")
+    found = ppvae.load(tmp_path, linear, lambda x: None)
+    assert found.model.store["params"]["weight"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_parameters_in_memory_are_not_called_good_where_they_are_not():
+    sgd = functools.partial(torch.optim.SGD, lr=1.7e308)
+    with pytest.raises(DivergedError, match="the programs hold no good state"):
+        ppvae.fit(linear, lambda x: None, torch.full((40, 2), 9.0), epochs=2, batch_size=10, optimizer=sgd)
+
+
+def test_parameters_that_are_infinite_on_purpose_are_saved(tmp_path):
+    """A logit of minus infinity forbids a category: it was so before the first step."""
+
+    def forbidding(x):
+        logits = pyro.param("logits", torch.tensor([0.0, 1.0, -math.inf]))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Categorical(logits=logits), obs=x[:, 0])
+
+    x = torch.tensor([[0.0], [1.0], [1.0], [1.0]])
+    still = functools.partial(torch.optim.SGD, lr=0.0)
+    run = ppvae.fit(forbidding, lambda x: None, x, epochs=1, optimizer=still, out=tmp_path)
+    p = 1 / (1 + math.e)
+    assert run.history[0]["objective"] == pytest.approx((math.log(p) + 3 * math.log(1 - p)) / 4)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+@pytest.mark.parametrize("validated", [False, True], ids=["validation off", "validation on"])
+def test_a_step_is_the_same_whatever_pyros_validation_is_set_to(validated):
+    """Our own check runs in both; Pyro's would cost a sixth of a step and change nothing."""
+    x = torch.linspace(-1, 1, 40).reshape(20, 2)
+    with pyro.validation_enabled(validated):
+        run = ppvae.fit(linear, lambda x: None, x, epochs=2, batch_size=20, optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+    mean = x.mean(0)
+    expected = mean + (1 - mean) * 0.9**2  # w <- w - 0.1 (w - mean), twice
+    assert torch.allclose(run.model.store["params"]["weight"], expected, atol=1e-12)
+
+
+# Disks that are full or cannot be written.
+
+
+def full_after(folder, bytes_):
+    """In the child: train where no file may be longer than so many bytes."""
+    import resource
+
+    import forks as child_side
+
+    soft = (bytes_, resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    try:
+        child_side.train(folder, checkpoint_every=0.0)
+    except RunError as error:
+        Path(folder).with_name("said").write_text(str(error))
+        return error.exit_code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def forks():
+    with Forks() as found:
+        yield found
+
+
+def test_a_limit_on_the_size_of_files_ends_in_74_before_the_first_step(forks, tmp_path):
+    """A quota, or a full disk: found before anything was computed."""
+    code = forks.run("test_faults:full_after", str(tmp_path / "run"), 600)
+    assert (code, checkpoint.names(tmp_path / "run" / "checkpoints")) == (74, [])
+    said = (tmp_path / "said").read_text()
+    assert said.startswith(f"cannot write {tmp_path / 'run'}/") and ": File too large\n  where: " in said
+    assert " bytes needed, " in said and " bytes free in " in said and len(said.splitlines()) == 3
+    assert forks.run("forks:train", str(tmp_path / "run")) == 0  # and where there is room it goes on
+
+
+def test_a_disk_that_fills_up_ends_in_74_and_the_checkpoint_before_stands(forks, tmp_path):
+    """Step 0 has no state of the optimizer and fits; later checkpoints do not."""
+    forks.run("forks:train", str(tmp_path / "whole"))
+    sizes = [path.stat().st_size for path in (tmp_path / "whole" / "checkpoints").glob("*.safetensors")]
+    code = forks.run("test_faults:full_after", str(tmp_path / "run"), max(sizes) - 1)
+    name, _, _, damaged = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert (code, damaged) == (74, []) and "File too large" in (tmp_path / "said").read_text()
+    assert not list((tmp_path / "run").rglob("*.tmp-*"))
+    assert forks.run("forks:train", str(tmp_path / "run")) == 0
+    assert left_in(tmp_path / "run") == left_in(tmp_path / "whole")
+
+
+FULL = """
+set -e
+mount -t tmpfs -o size=400k tmpfs "$1"
+head -c 340000 /dev/zero > "$1/filler"
+cd "$2"
+"$3" -c "$4" "$1/run"
+mount -o remount,ro "$1"
+"$3" -c "$4" "$1/other"
+"""
+TRAIN = """
+import sys
+import torch
+torch.set_default_dtype(torch.float64)
+import forks
+from ppvae.errors import RunError
+try:
+    forks.train(sys.argv[1], checkpoint_every=0.0)
+except RunError as error:
+    print(error.exit_code, "|".join(str(error).splitlines()))
+"""
+
+
+@pytest.mark.soak
+def test_a_small_file_system_that_is_full_and_then_read_only(tmp_path):
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    (tmp_path / "disk").mkdir()
+    command = ["unshare", "-m", "bash", "-c", FULL, "-", str(tmp_path / "disk"), str(Path(__file__).parent), sys.executable, TRAIN]
+    done = subprocess.run(command, capture_output=True, text=True)
+    full, read_only = [line for line in done.stdout.splitlines() if line.startswith("74")]
+    assert "No space left on device|  where: " in full and " bytes needed, " in full
+    assert "other cannot be written: Read-only file system" in read_only

@@ -99,3 +99,22 @@ def test_no_colour_where_none_is_wanted(name, value, monkeypatch):
     told.epoch(ROW, 10, 0.0)
     assert "\x1b[9" not in stream.getvalue()
     assert ("\x1b" in stream.getvalue()) == (name == "NO_COLOR")  # a dumb terminal gets no live line at all
+
+
+def test_long_lines_are_broken_between_words_on_a_terminal_alone():
+    text = "word " * 30
+    for stream, lines in ((Terminal(), 2), (io.StringIO(), 1)):
+        Progress(stream).say(text)
+        told = [line for line in stream.getvalue().replace("\r\x1b[2K", "").splitlines() if line]
+        assert len(told) == lines
+        assert all(set(line.split()) == {"word"} for line in told)
+
+
+def test_results_are_broken_between_words_on_a_terminal(monkeypatch):
+    from ppvae import output
+
+    stream = Terminal()
+    monkeypatch.setattr(output.sys, "stdout", stream)
+    output.tell("x", "log p(x) = -17.44 ± 0.22 (data) ± 0.0036 (Monte Carlo) nats (N=360, K=5000; held against another)", None)
+    assert [len(line) <= 80 for line in stream.getvalue().splitlines()] == [True, True]
+    assert stream.getvalue().splitlines()[1].startswith("  ")

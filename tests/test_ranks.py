@@ -44,7 +44,7 @@ adam = functools.partial(torch.optim.Adam, lr=0.01)
 sgd = functools.partial(torch.optim.SGD, lr=1.0)
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ppvae.fit", "ppvae.analysis", "ppvae.commands", "torch._dynamo", "torch._inductor.compile_fx"])
+CONTEXT.set_forkserver_preload(["ppvae.fit", "ppvae.analysis", "ppvae.commands.train", "torch._dynamo", "torch._inductor.compile_fx"])
 
 
 def _process(function, rank, size, port, arguments, connection):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
@@ -187,6 +189,46 @@ def test_run_interrupted_by_the_keyboard_in_a_callback_goes_on_as_if_undisturbed
     assert left_in(tmp_path / "broken") == left_in(tmp_path / "whole")
 
 
+def noisy():
+    """A pair whose model draws from Python's and NumPy's generators besides: noise on the data that no site holds."""
+    model, guide = pairs.registered()
+
+    def disturbed(x):
+        return model(x + 0.1 * random.gauss(0.0, 1.0) + 0.1 * np.random.standard_normal())
+
+    return disturbed, guide
+
+
+def test_what_programs_draw_from_other_generators_goes_on_as_if_undisturbed(tmp_path, monkeypatch):
+    whole = run(noisy, pairs.real(), tmp_path / "whole", compile=False)
+    random.seed(1), np.random.seed(1)
+    interrupted(noisy, pairs.real(), tmp_path / "broken", 5, monkeypatch, compile=False)
+    random.seed(2), np.random.seed(2)
+    resumed = run(noisy, pairs.real(), tmp_path / "broken", resume=True, compile=False)
+    assert left_in(tmp_path / "broken") == left_in(tmp_path / "whole")
+    assert untimed(resumed.history) == untimed(whole.history)
+
+
+def test_what_a_callback_draws_goes_on_as_if_undisturbed(tmp_path, monkeypatch):
+    drawn = {"whole": [], "broken": []}
+
+    def noting(name):
+        return lambda row: drawn[name].append([random.random(), np.random.rand(), torch.rand(1).item()])
+
+    run(pairs.registered, pairs.real(), tmp_path / "whole", callback=noting("whole"))
+    interrupted(pairs.registered, pairs.real(), tmp_path / "broken", 6, monkeypatch, callback=noting("broken"))
+    run(pairs.registered, pairs.real(), tmp_path / "broken", resume=True, callback=noting("broken"))
+    assert drawn["broken"][-3:] == drawn["whole"][-3:]  # killed after the second callback, before the checkpoint that would know of it
+    assert len(drawn["whole"]) == 4
+
+
+def test_the_caller_s_generators_are_as_they_were():
+    random.seed(3), np.random.seed(3)
+    expected = random.getstate(), np.random.get_state()[1].tolist()
+    run(noisy, pairs.real(), None, compile=False)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == expected
+
+
 def test_run_interrupted_three_times_goes_on_as_if_undisturbed(tmp_path, monkeypatch):
     make, x, _ = CASES["pyro.module"]
     run(make, x, tmp_path / "whole")
@@ -239,6 +281,15 @@ def test_damaged_newest_checkpoint_gives_way_to_the_one_before(what, tmp_path, m
     with pytest.warns(UnreliableWarning, match="step-00000005.* going on from step-00000004"):
         run(make, x, tmp_path / "broken", resume=True)
     assert left_in(tmp_path / "broken") == left_in(tmp_path / "whole")
+
+
+def test_damaged_newest_checkpoint_is_put_aside(tmp_path, monkeypatch):
+    make, x, _ = CASES["pyro.module"]
+    interrupted(make, x, tmp_path / "run", 5, monkeypatch)
+    (tmp_path / "run" / "checkpoints" / "step-00000005.json").write_text("{")
+    with pytest.warns(UnreliableWarning, match="going on from step-00000004"):
+        interrupted(make, x, tmp_path / "run", 5, monkeypatch, resume=True, checkpoint_every=60.0)
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints")[3] == []  # said once, and not for ever
 
 
 def test_folder_that_holds_a_run_is_refused(tmp_path):
@@ -350,7 +401,7 @@ def test_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(RunError) as raised:
         run(pairs.registered, pairs.real(), tmp_path / "run")
-    assert str(raised.value) == f"{tmp_path / 'run'} cannot be written: File exists\n  mend:  choose another folder with out="
+    assert str(raised.value) == f"{tmp_path / 'run'} cannot be written: Not a directory\n  mend:  choose another folder with out="
 
 
 def test_lock_is_released_after_a_run(tmp_path):

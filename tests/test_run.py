@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
+import warnings
+from pathlib import Path
 
 import pyro
 import pytest
@@ -15,9 +18,9 @@ import pairs
 import ppvae
 from pairs import optim
 from ppvae import checkpoint, factory, guides, models
-from ppvae.errors import PpvaeError, RunError
+from ppvae.errors import LockedError, PpvaeError, RunError
 from ppvae.nn import MLP
-from ppvae.run import HISTORY, locked, read_history, template_of
+from ppvae.run import HISTORY, locked, new_folder, read_history, template_of
 from ppvae.state import named_tensors
 
 
@@ -272,8 +275,9 @@ def test_run_without_a_checkpoint_is_told(tmp_path):
 def test_damaged_checkpoint_is_told_on_loading(tmp_path):
     trained(pairs.ours, pairs.binary(), tmp_path / "run", checkpoint_every=0.0)
     name = checkpoint.names(tmp_path / "run" / "checkpoints")[0]
-    (tmp_path / "run" / "checkpoints" / f"{name}.safetensors").write_bytes(b"")
-    with pytest.warns(ppvae.errors.UnreliableWarning, match=f"{name}.safetensors is damaged.*is loaded"):
+    for path in (tmp_path / "run" / "checkpoints").glob(f"{name}*.safetensors"):
+        path.write_bytes(b"")
+    with pytest.warns(ppvae.errors.UnreliableWarning, match=rf"{name}(\.again)?\.safetensors is damaged.*is loaded"):
         ppvae.load(tmp_path / "run")
 
 
@@ -355,3 +359,57 @@ def test_a_network_that_model_and_guide_share_is_handed_in_again(tmp_path):
     with pytest.raises(RunError, match="were built in Python \\(model and guide share parameters\\), so hand them in"):
         ppvae.load(tmp_path / "run")
     assert ppvae.load(tmp_path / "run", model, guide).folder == tmp_path / "run"
+
+
+# Folders of several processes.
+
+
+def first_free(base):
+    """In the child: make a folder of its own and say which."""
+    found = new_folder(Path(base) / "runs" / "digits")
+    (found / "mine").write_text(str(os.getpid()))
+
+
+def test_20_parallel_starts_make_20_folders(tmp_path):
+    children = []
+    for _ in range(20):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+            child = os.fork()
+        if child == 0:
+            try:
+                first_free(tmp_path)
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    names = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert names == {"digits", *(f"digits-{number}" for number in range(2, 21))}
+    assert {int((tmp_path / "runs" / name / "mine").read_text()) for name in names} == set(children)
+
+
+def test_new_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(RunError, match=f"{tmp_path / 'runs' / 'digits'} cannot be made: Not a directory"):
+        new_folder(tmp_path / "runs" / "digits")
+
+
+BROKEN_HISTORIES = {
+    "bytes": b'{"epoch": 1}\n\xff\xfe\n{"epoch": 3}',
+    "a number": b'{"epoch": 1}\n7\n',
+    "deep": b'{"epoch": 1}\n' + b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_HISTORIES.values(), ids=BROKEN_HISTORIES)
+def test_rows_of_the_history_end_where_it_is_broken(content, tmp_path):
+    (tmp_path / HISTORY).write_bytes(content)
+    assert read_history(tmp_path) == [{"epoch": 1}]
+
+
+def test_a_holder_of_nonsense_is_no_error(tmp_path):
+    with locked(tmp_path), pytest.raises(LockedError, match="is held by"):
+        (tmp_path / ".lock-holder").write_bytes(b"\xff\x00" * 1000)
+        with locked(tmp_path):
+            pass

@@ -15,13 +15,13 @@ from ppvae.commands.train import trained
 from ppvae.interruption import exit_code
 from ppvae.options import Demo, Train
 from ppvae.output import say, tell
-from ppvae.run import Run, holds_a_run
+from ppvae.run import Run, new_folder
 
 
 def run(options: Demo) -> int:
     """Train on digits, measure, draw, write the report."""
     with with_threads(1):  # for networks this small a second thread gains nothing, and on a busy core it costs a factor of ten
-        found = trained(Train(epochs=options.epochs, seed=options.seed, out=options.out or free_folder(Path("runs/demo"))))
+        found = trained(Train(epochs=options.epochs, seed=options.seed, out=options.out or new_folder(Path("runs/demo"))))
         assert found.folder is not None
         if exit_code(found):
             return exit_code(found)
@@ -63,12 +63,3 @@ def _figures(found: Run, gaps: analysis.InferenceGaps) -> dict[str, Figure]:
         "samples": plots.samples(drawn["x"], size, columns=10),
         "gaps": plots.gap_decomposition(gaps),
     }
-
-
-def free_folder(first: Path) -> Path:
-    """The first of runs/demo, runs/demo-2, ... that holds no run."""
-    folder, number = first, 1
-    while holds_a_run(folder):
-        number += 1
-        folder = first.with_name(f"{first.name}-{number}")
-    return folder

@@ -73,6 +73,8 @@ def _tarred(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 def _check_name(name: str, path: Path) -> None:
     plain = name.replace("\\", "/")
+    if not plain:
+        raise _refused(path, name, "no name")
     if plain.startswith("/") or plain[1:2] == ":" or ".." in PurePosixPath(plain).parts or "\0" in name:
         raise _refused(path, name, "a name that leads out of the folder")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -40,6 +42,9 @@ class Data:
         masked: Whether entries may be missing: a program then sees ``{"x": values, "observed": mask}``, both (N, *event), where the
             mask is True at what was observed and the values elsewhere mean nothing.
         origin: What a reader found out about the file, in words.
+        factors: (N, F), float64, what the data were made from, where that is known, or None. Never part of ``x``.
+        factor_names: F names.
+        vocabulary: Of tokens: ``vocabulary[token]`` is what a token stands for; empty where there are none.
     """
 
     name: str
@@ -55,6 +60,9 @@ class Data:
     first_row: int = 0  # number of the source's first row in the whole data set, where that is stored in several files
     masked: bool = False
     origin: str = ""
+    factors: Tensor | None = None
+    factor_names: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, value: Any, labels: Any = None, *, name: str = "array", split: str = "all") -> Data:
@@ -195,7 +203,42 @@ class Data:
         if not len(numbers):
             raise DataError(f"needed rows, and {self.name} {self.split}[{piece}] has none of its {len(self):,}", where=self.name)
         labels = None if self.labels is None else self.labels[numbers]
-        return replace(self, index=self.index[numbers], labels=labels, split=f"{self.split}[{piece}]")
+        factors = None if self.factors is None else self.factors[numbers]
+        return replace(self, index=self.index[numbers], labels=labels, factors=factors, split=f"{self.split}[{piece}]")
+
+    def with_factors(self, factors: Any, names: Sequence[str]) -> Data:
+        """These data with what they were made from, (N, F) numbers, and a name for each column.
+
+        Raises:
+            DataError: Another shape.
+        """
+        values = torch.as_tensor(factors, dtype=torch.float64)
+        if values.shape != (len(self), len(names)):
+            raise DataError(
+                f"needed factors of shape ({len(self):,}, {len(names)}), a row a datum and a column a name, and {tuple(values.shape)} came",
+                where=self.name,
+            )
+        return replace(self, factors=values, factor_names=tuple(names))
+
+    def with_vocabulary(self, vocabulary: Sequence[str]) -> Data:
+        """These data with what their tokens stand for."""
+        return replace(self, vocabulary=tuple(vocabulary))
+
+    def labelled_by(self, factor: str) -> Data:
+        """These data with one of their factors, whole numbers, as labels.
+
+        Raises:
+            DataError: There is no such factor, or it has fractions.
+        """
+        if self.factors is None or factor not in self.factor_names:
+            near = difflib.get_close_matches(factor, self.factor_names, n=1)
+            raise DataError(
+                f"needed the name of a factor, and {factor!r} came",
+                where=self.name,
+                mend=[f"did you mean {near[0]!r}?" if near else "", f"factors: {', '.join(self.factor_names) or 'none'}"],
+            )
+        values = self.factors[:, self.factor_names.index(factor)]
+        return replace(self, labels=checked_labels(values, len(self), f"{self.name}, factor {factor!r}"))
 
     @cached_property
     def sha256(self) -> str:

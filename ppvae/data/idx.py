@@ -31,6 +31,8 @@ def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
     path = Path(path)
     content = _content(path, 4 + 4 * 255)  # the longest header
     dtype, shape = _header(content, path)
+    if 0 in shape:
+        raise DataError(f"needed an array with something in it, and one of shape {shape} came", where=str(path), mend=AGAIN)
     start = 4 + 4 * len(shape)
     needed = start + math.prod(shape) * dtype.itemsize
     content = _content(path, needed + 1)

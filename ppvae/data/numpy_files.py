@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,18 @@ from ppvae.errors import DataError
 Array = np.ndarray[Any, Any]
 LABELS = ("y", "labels")
 CHUNK_BYTES = 1 << 24
+# What numpy and zipfile raise over a damaged file; a header is read as Python, and may not even be that.
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    NotImplementedError,
+    OverflowError,
+)
 
 
 def read_npy(path: Path) -> Array:
@@ -24,8 +39,8 @@ def read_npy(path: Path) -> Array:
     """
     try:
         return np.lib.format.open_memmap(path, mode="r")  # np.load would try other forms as well, and leaves a file open
-    except (ValueError, EOFError) as error:
-        raise _unreadable(path, error) from error
+    except (*DAMAGED, OSError) as error:
+        raise _refusal(path, error) from error
 
 
 def read_npz(path: Path) -> tuple[Array, Array | None]:
@@ -47,10 +62,8 @@ def read_npz(path: Path) -> tuple[Array, Array | None]:
                 )
             x = _member(archive, members["x" if "x" in members else others[0]], path)
             return x, None if labels is None else np.array(_member(archive, members[labels], path))
-    except (zipfile.BadZipFile, ValueError, EOFError, struct.error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise _unreadable(path, error) from error
+    except (*DAMAGED, OSError) as error:
+        raise _refusal(path, error) from error
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Array:
@@ -74,7 +87,12 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Arra
         return np.memmap(path, dtype, mode="r", offset=file.tell(), shape=shape, order="F" if fortran else "C")
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def _refusal(path: Path, error: Exception) -> Exception:
+    """What to raise: the error itself where it tells of the disk, or has its words already."""
+    if isinstance(error, DataError) or (
+        isinstance(error, OSError) and error.errno in (errno.EACCES, errno.ENOENT, errno.EIO, errno.EISDIR)
+    ):
+        return error
     return DataError(
         f"needed arrays of numbers in NumPy's form, and the file cannot be read as such ({error})",
         where=str(path),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,19 +13,29 @@ from typing import Any
 import torch
 
 from ppvae.data import celeba, delimited, digits, images, omniglot, parquet, pictures
+from ppvae.data import text as texts
 from ppvae.data.archives import is_archive
 from ppvae.data.data import Data
+from ppvae.data.faces import faces
+from ppvae.data.filaments import filaments
 from ppvae.data.idx import read_idx
 from ppvae.data.leakage import warn_of_shared_rows
+from ppvae.data.linear_gaussian import linear_gaussian
+from ppvae.data.lorenz import lorenz
+from ppvae.data.music import music
 from ppvae.data.numpy_files import read_npy, read_npz
 from ppvae.data.splits import Splits, split, split_off_validation
+from ppvae.data.sprites import sprites
 from ppvae.data.tables import with_labels
 from ppvae.data.tree import is_leaf
 from ppvae.errors import DataError, MissingFileError
 
-NAMES = ("digits", "fashion-mnist", "mnist", "omniglot", "celeba")
+# Drawn or simulated from the seed, each time anew. Those that are images take ``binarize`` and ``flatten``.
+IMAGES: dict[str, Callable[..., Data]] = {"sprites": sprites, "faces": faces, "filaments": filaments}
+SYSTEMS: dict[str, Callable[..., Data]] = {"lorenz": lorenz, "linear-gaussian": linear_gaussian}
+NAMES = ("digits", "fashion-mnist", "mnist", "omniglot", "celeba", *IMAGES, *SYSTEMS)
 SHARE = 0.1  # of a user's rows, for validation, and as many for the test
-FORMS = "a .npy, .npz, .csv, .tsv, .parquet, .mat or IDX file, or a folder or archive of pictures"
+FORMS = "a .npy, .npz, .csv, .tsv, .parquet, .mat, IDX, .txt or .json (music) file, or a folder or archive of pictures"
 # Option of load -> what it is for.
 OF_SOME = {
     "size": "pictures, omniglot and celeba",
@@ -74,18 +85,20 @@ def load(
 
     Args:
         source: A name (``names()``); a path to a ``.npy``, ``.npz``, ``.csv``, ``.tsv``, ``.parquet`` or IDX file, to OMNIGLOT's
-            ``chardata.mat``, or to a folder or archive of pictures; or arrays, (N, *event).
-        binarize: ``threshold``, ``static``, ``dynamic`` or ``none``. By default ``threshold`` for images (the names but celeba, IDX and
-            .mat files) and ``none`` for other data. Printing the result tells which.
-        seed: Of the split and of the draws.
+            ``chardata.mat``, to a ``.txt`` file of lines (``text``), to a ``.json`` file of music (``music``), or to a folder or
+            archive of pictures; or arrays, (N, *event).
+        binarize: ``threshold``, ``static``, ``dynamic`` or ``none``. By default ``threshold`` for images (the names but celeba, faces and
+            filaments, IDX and .mat files) and ``none`` for other data. Printing the result tells which.
+        seed: Of the split and of the draws; of sprites, faces, filaments, lorenz and linear-gaussian also of the data themselves.
         flatten: Event shape (D,); else that of the images, such as (28, 28) or (3, 64, 64).
         validation: Rows held out of training, a number (int) or a share (float). By default 360 of digits, 5,000 of the 60,000 images
             of MNIST and Fashion-MNIST, 1,345 of omniglot, celeba's own part, a tenth of other data.
         directory: Holds the files of a named data set, or a folder of that name with them. Else that of the environment variable
             ``PPVAE_DATA`` or ``~/.cache/ppvae``, else where Debian installs Fashion-MNIST.
-        test: As ``validation``; all named data sets but digits have a test set of their own.
+        test: As ``validation``; digits and drawn or simulated data take it; other names have a set of their own.
         levels: The grey value that is white, where other data are binarised and leave it open.
-        labels: (N,) whole numbers, for data that come without; a column's name or number, of a table; an attribute of celeba.
+        labels: (N,) whole numbers, for data that come without; a column's name or number, of a table; an attribute of celeba; a factor
+            of sprites or faces.
         missing: ``"mask"`` where NaN is a missing entry, or booleans (N, *event), True where an entry is missing. See ``Data.masked``.
         size: Height and width of pictures, omniglot (28 unless named) and celeba (64), or both as one number.
         grey: Pictures as grey values (True) or in colour (False). By default grey where all are.
@@ -105,6 +118,7 @@ def load(
             option
             for option, value in (("labels", labels), ("levels", levels), ("missing", missing), ("test", test))
             if value is not None and (option, source) not in (("labels", "celeba"), ("test", "digits"))
+            if not (option in ("labels", "test") and source in (*IMAGES, *SYSTEMS))
         ]
         if own:
             raise DataError(
@@ -112,7 +126,12 @@ def load(
                 where=own[0],
                 mend="leave it out, and take .test[:1000]" if own[0] == "test" else "leave it out",
             )
-        _refuse_options(source, {"digits": (), "omniglot": ("size", "directory"), "celeba": ("size", "directory")}, given)
+        made: dict[str, tuple[str, ...]] = dict.fromkeys((*IMAGES, *SYSTEMS), ())
+        _refuse_options(source, {"digits": (), "omniglot": ("size", "directory"), "celeba": ("size", "directory"), **made}, given)
+        if source in made:
+            return split(
+                _made(source, seed, binarize, flatten, labels), validation=_or(validation, SHARE), test=_or(test, SHARE), seed=seed
+            )
         usual = "none" if source == "celeba" else "threshold"
         build = partial(Data.from_arrays, name=source, binarize=binarize or usual, seed=seed, flatten=flatten)
         return _named(source, build, directory, download, size, labels, validation, test, seed)
@@ -121,6 +140,10 @@ def load(
         build = partial(Data.from_arrays, name=str(source), binarize=binarize or "threshold", seed=seed, flatten=flatten, missing=missing)
         trained, tested = omniglot.read_chardata(Path(source))
         return _with_own_test(build, trained, tested, 1.0, _or(validation, omniglot.HELD_OUT), seed)
+    if _is_file(source, (*texts.SUFFIXES, ".json")):
+        return _sequences(
+            Path(source), given | {"binarize": binarize, "levels": levels, "labels": labels, "missing": missing}, validation, test, seed
+        )
     read = _read(source, labels, given)
     _refuse_options(read.name, {read.name: read.options}, given)
     labels = read.labels if labels is None or read.picks_labels else labels
@@ -165,6 +188,17 @@ def _named(
     return _with_own_test(build, files, files_of_test, images.LEVELS, _or(validation, images.HELD_OUT), seed)
 
 
+def _made(name: str, seed: int, binarize: str | None, flatten: bool, factor: str | None) -> Data:
+    """Data that are drawn or simulated."""
+    if name in SYSTEMS:
+        if binarize not in (None, "none"):
+            raise DataError(f"needed images to binarise, and {name} came", where="binarize", mend="leave it out")
+        data = SYSTEMS[name](seed=seed)
+    else:
+        data = IMAGES[name](seed=seed, flatten=flatten, **({} if binarize is None else {"binarize": binarize}))
+    return data if factor is None else data.labelled_by(factor)
+
+
 def _or(value: float | None, usual: float) -> float:
     return usual if value is None else value
 
@@ -199,7 +233,23 @@ def _celeba(
 
 
 def _is_chardata(source: Any) -> bool:
-    return isinstance(source, str | os.PathLike) and Path(source).suffix == ".mat" and Path(source).is_file()
+    return _is_file(source, (".mat",))
+
+
+def _is_file(source: Any, suffixes: tuple[str, ...]) -> bool:
+    return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in suffixes and Path(source).is_file()
+
+
+def _sequences(path: Path, given: dict[str, Any], validation: float | None, test: float | None, seed: int) -> Splits:
+    """Lines of text, or pieces of music in the parts that their authors made."""
+    parts = {"validation": validation, "test": test} if path.suffix.lower() == ".json" else {}
+    foreign = next((name for name, value in (given | parts).items() if value not in (None, "none")), None)
+    if foreign is not None:
+        raise DataError(f"needed options for {path.name}, and {foreign}= is for other data", where=foreign, mend="leave it out")
+    if path.suffix.lower() == ".json":
+        return music(path)
+    data = replace(texts.text(path), seed=seed)
+    return split(data, validation=_or(validation, SHARE), test=_or(test, SHARE), seed=seed)
 
 
 def _read(source: Any, labels: Any, given: dict[str, Any]) -> _Read:
