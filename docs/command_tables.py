@@ -54,7 +54,9 @@ def default(field: Field[Any]) -> str:
 
 def table(command: type[Any], inherited: frozenset[str] = frozenset()) -> list[str]:
     """The options of a command, a row each."""
-    _, told = parts(command)
+    told: dict[str, str] = {}
+    for one in reversed(command.__mro__[:-1]):  # what a command inherits is told where it is declared
+        told |= parts(one)[1]
     kinds = typing.get_type_hints(command, include_extras=True)
     own = [field for field in fields(command) if field.name not in inherited]
     if not own:

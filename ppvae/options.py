@@ -127,60 +127,61 @@ class Train(Pair):
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Measure the ELBO and log p(x) of a run, with their errors.
+class OfRun:
+    """A run, and the data to look at it with.
 
     Attributes:
         run: A run folder.
         split: train, validation or test.
+        data: Other data than the run recorded: a name or a file.
+        seed: Rules every draw.
+    """
+
+    run: RunFolder
+    split: str = "test"
+    data: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluate(OfRun):
+    """Measure the ELBO and log p(x) of a run, with their errors.
+
+    Attributes:
         num_data: The first so many rows; all by default.
         num_particles: K, draws per datum for log p(x); the ELBO takes at most 1,000.
         proposal: What the particles come from: guide, refined or defensive.
         tolerance: Nats of Monte Carlo error per datum; chooses proposal, particles or annealing itself.
-        data: Other data than the run recorded: a name or a file.
-        seed: Rules every draw.
         threads: Of torch; by default its own choice.
     """
 
     example: ClassVar[str] = "ppvae evaluate runs/digits --split test --num-particles 5000"
 
-    run: RunFolder
-    split: str = "test"
     num_data: int | None = None
     num_particles: int = 5000
     proposal: str = "guide"
     tolerance: float | None = None
-    data: str | None = None
-    seed: int = 0
     threads: int | None = None
 
 
 @dataclass(frozen=True)
-class Gaps:
+class Gaps(OfRun):
     """Tell where a run loses its ELBO: in its family or its encoder.
 
     The approximation gap is what the best member of the guide's family leaves, the amortization gap what the encoder adds.
 
     Attributes:
-        run: A run folder.
-        split: train, validation or test.
         num_data: The first so many rows.
         families: Families to refine: same, mean_field, full_rank, low_rank, mixture, flow. The gaps are those of the first.
         reference: Where log p(x) comes from: auto, exact, annealed or importance.
-        data: Other data than the run recorded: a name or a file.
-        seed: Rules every draw.
         threads: Of torch; by default its own choice.
     """
 
     example: ClassVar[str] = "ppvae gaps runs/digits --split test --num-data 200"
 
-    run: RunFolder
-    split: str = "test"
     num_data: int | None = 200
     families: tuple[str, ...] = ("same",)
     reference: str = "auto"
-    data: str | None = None
-    seed: int = 0
     threads: int | None = None
 
 
@@ -246,82 +247,58 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Encode:
+class Encode(OfRun):
     """Write the codes of data, mean and spread of q(z | x): an .npz.
 
     Attributes:
-        run: A run folder.
-        split: train, validation or test.
         num_data: The first so many rows; all by default.
-        data: Other data than the run recorded: a name or a file.
         out: The .npz file; by default codes-SPLIT.npz in the run folder. A map of the codes lies beside it.
-        seed: Rules the draws of a guide without a mean of its own.
     """
 
     example: ClassVar[str] = "ppvae encode runs/digits --split test"
 
-    run: RunFolder
-    split: str = "test"
     num_data: int | None = None
-    data: str | None = None
     out: Path | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)
-class Interpolate:
+class Interpolate(OfRun):
     """Walk between two data in the latent space: a figure, an .npz.
 
     Attributes:
-        run: A run folder.
         start: Row of the split to walk from.
         end: Row of the split to walk to.
         path: straight, spherical, density (keeps to where codes lie), or all.
         steps: Points of the path, both ends included.
-        split: train, validation or test.
-        data: Other data than the run recorded: a name or a file.
         out: The figure; by default figures/interpolation-START-END.png in the run folder.
-        seed: Rules every draw.
     """
 
     example: ClassVar[str] = "ppvae interpolate runs/digits --start 0 --end 7 --path all"
 
-    run: RunFolder
     start: int = 0
     end: int = 1
     path: str = "all"
     steps: int = 9
-    split: str = "test"
-    data: str | None = None
     out: Path | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)
-class Traverse:
+class Traverse(OfRun):
     """Move one latent dimension at a time: a figure and an .npz file.
 
     Attributes:
-        run: A run folder.
         row: Row of the split to start from; by default the mean of the prior.
         dims: Dimensions to move; by default the most used ones.
         steps: Values a dimension, at quantiles of the prior from 0.05 to 0.95.
-        split: train, validation or test.
-        data: Other data than the run recorded: a name or a file.
         out: The figure; by default figures/traversal.png in the run folder.
-        seed: Rules every draw.
     """
 
     example: ClassVar[str] = "ppvae traverse runs/digits --row 3 --dims 0 2 5"
 
-    run: RunFolder
     row: int | None = None
     dims: tuple[int, ...] = ()
     steps: int = 9
-    split: str = "test"
-    data: str | None = None
     out: Path | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)
