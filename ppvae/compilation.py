@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppvae.capture import NotCaptured, capture, compiled, difference, why_no_compiler
 
+Code = Callable[..., Sequence[Tensor]]
 MOST_SHAPES = 8
 # Rounding of log densities that sum some thousand float32 terms: nats, and a share of the largest.
 TOLERANCE = (1e-4, 1e-5)
@@ -19,8 +20,9 @@ TOLERANCE_64 = (1e-9, 1e-12)
 class CompiledFunction:
     """A function run as its captured and compiled arithmetic where that was seen to be the same.
 
-    Every shape is captured twice, and both graphs must be one; it is then held to the function itself on its first inputs, with the
-    same noise. Where any of this fails the function runs as it stands, and ``reason`` says why.
+    Every shape is captured twice, and both graphs must be one; it is then held to the function itself on its first two inputs, with the
+    same noise: one alone would not show a number that was taken from it. Where any of this fails the function runs as it stands, and
+    ``reason`` says why.
 
     Args:
         function: Of tensors, to tensors. What it closes over and what does not change between calls is read from where it lies; what
@@ -38,42 +40,59 @@ class CompiledFunction:
     ) -> None:
         self.function, self.shapes = function, shapes
         self.reason = "" if wanted else "not worth compiling"
-        self._compiled: dict[Any, Callable[..., Sequence[Tensor]]] = {}
+        self._compiled: dict[Any, tuple[Code, bool]] = {}  # and whether it computes in float32
+        self._seen_once: set[Any] = set()
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """What the function gives for these inputs."""
         if self.reason or not self.shapes(inputs):
             return self.function(*inputs)
         key = tuple((t.shape, t.dtype, t.device) for t in inputs)
-        if key not in self._compiled:
-            if len(self._compiled) >= MOST_SHAPES:
-                return self.function(*inputs)
-            try:
-                self._compiled[key] = self._admitted(inputs)
-            except NotCaptured as reason:
-                self.reason, self._compiled = str(reason), {}
-                return self.function(*inputs)
-        try:
-            return self._compiled[key](*inputs)
-        except AssertionError as error:  # what it closes over was given another shape
-            self.reason, self._compiled = f"it no longer fits: {str(error).splitlines()[0]}", {}
+        if key not in self._compiled and len(self._compiled) >= MOST_SHAPES:
             return self.function(*inputs)
+        try:
+            if key not in self._compiled:
+                self._compiled[key] = self._admitted(inputs)
+                self._seen_once.add(key)
+            elif key in self._seen_once:
+                self._seen_once.remove(key)
+                self._hold(*self._compiled[key], inputs, self._expected(inputs))
+            return self._compiled[key][0](*inputs)
+        except NotCaptured as reason:
+            self.reason = str(reason)
+        except AssertionError as error:  # what it closes over was given another shape
+            self.reason = f"it no longer fits: {str(error).splitlines()[0]}"
+        self._compiled = {}
+        return self.function(*inputs)
 
-    def _admitted(self, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    def _admitted(self, inputs: Sequence[Tensor]) -> tuple[Code, bool]:
         device = next((t.device.type for t in inputs), "cpu")
         if why_no_compiler(device):
             raise NotCaptured(why_no_compiler(device))
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            expected = self.function(*inputs)
+        expected = self._expected(inputs)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             first, second = (capture(self.function, inputs) for _ in range(2))
         said = difference(first, second)
         if said:
             raise NotCaptured(f"two captures differ: {said}")
         run = compiled(first, inputs)
+        single = any(t.dtype == torch.float32 for t in (*inputs, *first.lifted, *expected))
+        self._hold(run, single, inputs, expected)
+        return run, single
+
+    def _expected(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the function itself gives; the generators are as they were, afterwards."""
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            return self.function(*inputs)
+
+    def _hold(self, run: Code, single: bool, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+        """Compare machine code with what the function gives, noise for noise.
+
+        Raises:
+            NotCaptured: They are not the same.
+        """
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             found = run(*inputs)
-        single = any(t.dtype == torch.float32 for t in (*inputs, *first.lifted, *expected))
         own, share = TOLERANCE if single else TOLERANCE_64
         for a, b in zip(found, expected, strict=True):
             if a.shape != b.shape or a.dtype != b.dtype:
@@ -83,4 +102,3 @@ class CompiledFunction:
             largest = torch.nan_to_num(b.abs(), posinf=0.0).max().item()
             if not torch.allclose(a, b, rtol=0.0, atol=own + share * largest, equal_nan=True):
                 raise NotCaptured(f"compiled, a result of shape {tuple(b.shape)} is {(a - b).abs().max().item():.2g} away")
-        return run

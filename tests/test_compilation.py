@@ -197,6 +197,18 @@ def test_wrong_machine_code_is_seen_before_it_is_used(monkeypatch):
     assert "compiled, a result of shape (4,) is 0.0027" in function.reason
 
 
+def test_code_that_keeps_its_first_inputs_is_seen_at_the_second(monkeypatch):
+    def frozen(graph, inputs):
+        kept = graph(*inputs)
+        return lambda *inputs: kept
+
+    monkeypatch.setattr(compilation, "compiled", frozen)
+    function = CompiledFunction(lambda x: [2 * x])
+    assert function(torch.ones(3))[0].tolist() == [2, 2, 2]
+    assert function(torch.zeros(3))[0].tolist() == [0, 0, 0]
+    assert "compiled, a result of shape (3,) is 2 away" in function.reason
+
+
 def test_ninth_shape_runs_as_it_stands(graphs):
     function = CompiledFunction(lambda x: [x + 1])
     for n in range(1, 10):
