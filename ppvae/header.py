@@ -69,6 +69,8 @@ def described(value: Any) -> Any:
         optimizer = f"pyro.optim.{value.pt_optim_constructor.__name__}({arguments})"
         scheduler = getattr(value, "pt_scheduler_constructor", None)
         return f"pyro.optim.{scheduler.__name__}({optimizer}, {value.kwargs})" if scheduler is not None else optimizer
+    if hasattr(value, "not_captured"):  # an objective of ours, which tells all its numbers
+        return str(value)
     if isinstance(value, ELBO):
         told = {"num_particles": value.num_particles, **({"alpha": value.alpha} if hasattr(value, "alpha") else {})}
         return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in told.items())})"

@@ -1,14 +1,17 @@
 """Weights, schedules and data scaling around Pyro's ELBOs.
 
 A weight on the KL (beta) or on the likelihood is one messenger around both programs: it scales unobserved, respectively observed,
-sites. The objective itself stays Pyro's.
+sites. The objective itself stays Pyro's. Objectives that Pyro does not have stand in modules of their own, and are found here by name:
+``objectives.DoublyReparameterized`` and the others of ``SHELF``.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
@@ -17,6 +20,26 @@ from torch import Tensor
 
 from ppvae.errors import ObjectiveError
 from ppvae.modules import Program
+
+if TYPE_CHECKING:
+    from ppvae.objectives_aggressive import Aggressive as Aggressive
+    from ppvae.objectives_rate import Capacity as Capacity
+    from ppvae.objectives_rate import FreeBits as FreeBits
+    from ppvae.objectives_reparameterized import DoublyReparameterized as DoublyReparameterized
+    from ppvae.objectives_reparameterized import StickingTheLanding as StickingTheLanding
+    from ppvae.objectives_total_correlation import TotalCorrelation as TotalCorrelation
+    from ppvae.objectives_wake_sleep import ReweightedWakeSleep as ReweightedWakeSleep
+
+# Name -> its module. Imported when first asked for: they run programs, and weights alone need not.
+SHELF = {
+    "Aggressive": "aggressive",
+    "Capacity": "rate",
+    "DoublyReparameterized": "reparameterized",
+    "FreeBits": "rate",
+    "ReweightedWakeSleep": "wake_sleep",
+    "StickingTheLanding": "reparameterized",
+    "TotalCorrelation": "total_correlation",
+}
 
 ANCHOR = "_ppvae_anchor"
 Weight = float | Callable[[int], float]
@@ -75,6 +98,64 @@ def linear(start: float = 0.0, end: float = 1.0, *, steps: int | None = None, fr
     return Linear(start, end, steps, fraction)
 
 
+@dataclass(frozen=True)
+class Cyclical(Linear):
+    """A weight that goes linearly from ``start`` to ``end`` and stays there, begun anew ``cycles`` times; then it stays at ``end``.
+
+    At a step t of T, with tau = (t mod ceil(T / cycles)) / (T / cycles): start + (end - start) min(1, tau / rising).
+
+    Args:
+        start, end: The weight at the first step of a cycle, and from its share ``rising`` on.
+        steps: T, the length of all cycles together in steps of the optimizer; or
+        fraction: T as a share of all steps, resolved when ``fit`` knows how many there are.
+        cycles: How many.
+        rising: Share of a cycle in which the weight rises, in (0, 1].
+
+    Raises:
+        ObjectiveError: Neither or both lengths are given, or they make no sense.
+
+    References:
+        Fu, Li, Liu, Gao, Celikyilmaz, Carin (2019), Cyclical annealing schedule, eq. 6 and 7 (their t counts from 1).
+    """
+
+    cycles: int = 4
+    rising: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.cycles, bool) or not isinstance(self.cycles, int) or self.cycles < 1:
+            raise ObjectiveError(f"cycles are a whole number of at least 1, got {self.cycles!r}")
+        if not 0 < self.rising <= 1:
+            raise ObjectiveError(f"the rising share of a cycle lies in (0, 1], got {self.rising!r}")
+
+    def resolved(self, total_steps: int) -> Cyclical:
+        """The same cycles with their length in steps."""
+        if self.fraction is None:
+            return self
+        steps = max(1, round(self.fraction * total_steps))
+        return Cyclical(self.start, self.end, steps=steps, cycles=self.cycles, rising=self.rising)
+
+    def __call__(self, step: int) -> float:
+        """The weight at a step, counted from 0."""
+        if self.steps is None:
+            raise ObjectiveError("cycles given as a fraction need the number of steps", mend="Cyclical(...).resolved(total_steps)")
+        if step >= self.steps:
+            return self.end
+        tau = (step % math.ceil(self.steps / self.cycles)) * self.cycles / self.steps
+        return self.start + (self.end - self.start) * min(1.0, tau / self.rising)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} in {self.cycles} cycles, rising in {self.rising:.0%} of each"
+
+
+def cyclical(
+    start: float = 0.0, end: float = 1.0, *, cycles: int = 4, rising: float = 0.5, steps: int | None = None, fraction: float | None = None
+) -> Cyclical:
+    """Cyclical annealing of beta, over all steps where neither ``steps`` nor ``fraction`` is given; see ``Cyclical``."""
+    fraction = 1.0 if steps is None and fraction is None else fraction
+    return Cyclical(start, end, steps, fraction, cycles, rising)
+
+
 def weight_at(weight: Weight, step: int) -> float:
     """The value of a constant or scheduled weight at a step.
 
@@ -96,12 +177,14 @@ class Scales(Messenger):
 
     Where several processes each have a share of a batch, ``outside`` is the weight of sites outside the data plate, which all of them
     have, and ``share`` how much of the batch is here: a plate that scales a subsample up to its full size does so from its own rows.
+    ``step`` is that of the optimizer, for objectives that change with it, where who takes the steps tells it.
     """
 
     def __init__(self, latent: float | Tensor = 1.0, observed: float | Tensor = 1.0, data: float = 1.0) -> None:
         super().__init__()
         self.latent, self.observed, self.data = latent, observed, data
         self.outside, self.share = 1.0, 1.0
+        self.step: int | None = None
 
     def _pyro_sample(self, msg: Any) -> None:
         scale = self.observed if msg["is_observed"] else self.latent
@@ -138,7 +221,7 @@ class Scaled:
 
 def is_linear(objective: Any) -> bool:
     """Whether scaling sites gives the weighted objective itself: Pyro's own ELBOs, not their Jit forms, not importance-weighted ones."""
-    return type(objective) in LINEAR
+    return type(objective) in LINEAR or bool(getattr(objective, "linear", False))
 
 
 def is_jit(objective: Any) -> bool:
@@ -179,3 +262,14 @@ def refuse_model_enumeration(objective: Any, latent_in_model: list[str], drawn_b
             f"site '{enumerated[0]}' is enumerated on the model's side; a weight other than 1 would act inside its sum",
             mend=["leave beta and likelihood_weight at 1", f"draw '{enumerated[0]}' in the guide, with infer={{'enumerate': 'parallel'}}"],
         )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in SHELF:
+        raise AttributeError(f"module 'ppvae.objectives' has no attribute '{name}'")
+    value = globals()[name] = getattr(importlib.import_module(f"ppvae.objectives_{SHELF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *SHELF])

@@ -24,6 +24,8 @@ from ppvae.modules import Program
 def why_not(objective: Any) -> str:
     """Why steps of an objective are not captured, in words; empty where they are."""
     name = type(objective).__name__
+    if hasattr(objective, "not_captured"):  # one of ours, which knows
+        return f"steps with {name} are not captured: {objective.not_captured}" if objective.not_captured else ""
     if type(objective) is RenyiELBO and objective.alpha != 0:
         return f"RenyiELBO is captured with alpha = 0, and this one has {objective.alpha:g}"
     if type(objective) in (Trace_ELBO, TraceMeanField_ELBO, RenyiELBO):
@@ -45,6 +47,9 @@ def loss_and_surrogate(
         Ranganath, Gerrish, Blei (2014), Black box variational inference (score-function terms). Burda, Grosse, Salakhutdinov (2016),
         Importance weighted autoencoders, sec. 3.
     """
+    if hasattr(objective, "not_captured"):
+        found: tuple[Tensor, Tensor] = objective.loss_and_surrogate(model, guide, args, kwargs)
+        return found
     traces = list(objective._get_traces(model, guide, args, kwargs))
     if type(objective) is RenyiELBO:
         return _importance_weighted(objective, traces)

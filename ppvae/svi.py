@@ -156,6 +156,7 @@ class SVI(pyro.infer.SVI):
         self._scales.latent = weight_at(self.beta, self.steps_taken)
         self._scales.observed = weight_at(self.likelihood_weight, self.steps_taken)
         self._scales.data = data
+        self._scales.step = self.steps_taken
 
     def _compiled(self, call: Call, divisor: float) -> Gradients | None:
         """Gradients by the engine; None where the step is to run eagerly."""
