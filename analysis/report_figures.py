@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ppvae import simulate
 from ppvae.analysis import latents, plots
@@ -21,6 +22,8 @@ from ppvae.analysis.report_record import Record
 from ppvae.batches import Batch
 from ppvae.data import Data
 from ppvae.errors import PpvaeError
+from ppvae.pair import Pair
+from ppvae.programs import measuring
 
 MOST_USED = 500  # rows that figures of the latents are over
 SHOWN, DRAWN = 20, 40  # data reconstructed; samples
@@ -92,7 +95,7 @@ def from_programs(record: Record, model: Any, guide: Any, template: Batch, rows:
     for found in record.results.log_likelihood.values():
         measured_on = rows[: len(found.pointwise)]
         if record.image_shape is not None and measured_on.sha256 == found.source.data["sha256"]:
-            yield lambda found=found, data=measured_on: _hardest(found, data, record.image_shape)  # type: ignore[misc]
+            yield lambda found=found, data=measured_on: _hardest(model, guide, found, data, record)  # type: ignore[misc]
     some = rows[:MOST_USED] if len(rows) > MOST_USED else rows
     told = f"{rows.name}/{rows.split}, {len(some)} rows"
     yield lambda: _usage(model, guide, some, told)
@@ -114,8 +117,8 @@ def pictures(record: Record, model: Any, guide: Any, template: Batch, rows: Data
 
 
 def _reconstructions(model: Any, guide: Any, rows: Data, shape: tuple[int, int] | None, site: str) -> Shown:
-    x = rows[:SHOWN].x if len(rows) > SHOWN else rows.x
-    made = simulate.reconstruct(model, guide, x, num_particles=PARTICLES, site=site)
+    batch = rows[:SHOWN].x if len(rows) > SHOWN else rows.x
+    x, made = _observed(model, guide, batch, site), simulate.reconstruct(model, guide, batch, num_particles=PARTICLES, site=site)
     return Shown(
         "Reconstructions",
         f"Each datum above E[x | z] under the guide ({rows.name}/{rows.split}, the first {len(made)}): what is blurred or replaced did not "
@@ -123,6 +126,14 @@ def _reconstructions(model: Any, guide: Any, rows: Data, shape: tuple[int, int] 
         f"{len(made)} data and their reconstructions",
         png(plots.reconstructions(x, made, shape)) if _drawn_as_images(x, shape) else svg(plots.reconstructions(x, made, shape)),
     )
+
+
+def _observed(model: Any, guide: Any, x: Batch, site: str) -> Tensor:
+    """What an observed site holds of a batch, (n, *event): of a dict with covariates or a mask the values alone."""
+    if isinstance(x, Tensor):
+        return x
+    with measuring(model, guide):
+        return Pair(model, guide, x).observed_values(x)[site]
 
 
 def _samples(model: Any, template: Batch, shape: tuple[int, int] | None, site: str) -> Shown:
@@ -135,13 +146,14 @@ def _samples(model: Any, template: Batch, shape: tuple[int, int] | None, site: s
     )
 
 
-def _hardest(found: LogLikelihood, rows: Data, shape: tuple[int, int] | None) -> Shown:
+def _hardest(model: Any, guide: Any, found: LogLikelihood, rows: Data, record: Record) -> Shown:
     worst = found.pointwise.argsort(stable=True)[:HARDEST].tolist()
+    x = _observed(model, guide, rows.x, record.sites("observed")[0])
     return Shown(
         "The hardest data",
         f"Those of the lowest log p(x) among {len(rows)}, with their row: mistakes of the data, or what the model cannot make.",
         f"The {len(worst)} data of the lowest log p(x)",
-        png(plots.worst_data(rows.x, worst, found.pointwise, image_shape=shape)),
+        png(plots.worst_data(x, worst, found.pointwise, image_shape=record.image_shape)),
     )
 
 

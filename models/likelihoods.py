@@ -1,4 +1,8 @@
-"""Likelihoods: what a network's output says of x. Each maps (..., outputs) to a distribution of event shape (D,)."""
+"""Likelihoods: what a network's output says of x. Each maps (..., outputs) to a distribution of event shape (D,).
+
+Entries are independent given z, so that missing ones are left out (``models.missing``). Where an entry takes several outputs, those of
+one kind stand together, as ``nn.ConvDecoder(..., outputs=...)`` gives them; ``Categorical`` alone has its categories fastest.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,26 @@ from torch import Tensor, nn
 
 from ppvae.build import recorded
 from ppvae.errors import ShapeError
+from ppvae.models.likelihoods_counts import NegativeBinomial, Poisson
+from ppvae.models.likelihoods_pixels import ContinuousBernoulli, DiscretizedLogistic, bits_per_dimension
+from ppvae.models.likelihoods_real import Beta, Laplace, LaplaceLearned, StudentT
+
+__all__ = [
+    "Bernoulli",
+    "Beta",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "Laplace",
+    "LaplaceLearned",
+    "NegativeBinomial",
+    "Normal",
+    "NormalLearned",
+    "NormalPerDimension",
+    "Poisson",
+    "StudentT",
+    "bits_per_dimension",
+]
 
 
 @recorded

@@ -137,11 +137,11 @@ def test_version_is_told(capsys):
         ),
         (
             ["check", "--guide", "full_rank"],
-            "error: there is no guide 'full_rank'\n  mend:  did you mean 'full-rank'?\n     or: one of diagonal, full-rank",
+            "error: there is no guide 'full_rank'\n  mend:  did you mean 'full-rank'?\n     or: one of " + ", ".join(pairs.GUIDES),
         ),
         (
             ["check", "--likelihood", "bernouli"],
-            "error: there is no likelihood 'bernouli'\n  mend:  did you mean 'bernoulli'?\n     or: one of bernoulli, normal",
+            "error: there is no likelihood 'bernouli'\n  mend:  did you mean 'bernoulli'?\n     or: one of " + ", ".join(pairs.LIKELIHOODS),
         ),
         (
             ["check", "--activation", "rellu"],

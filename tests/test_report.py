@@ -22,6 +22,7 @@ from ppvae.analysis.report_compare import check_measures, pairs
 from ppvae.analysis.report_explorer import atlas
 from ppvae.analysis.report_record import record_of
 from ppvae.analysis.report_verdicts import BAD, CARE, GOOD, UNKNOWN
+from ppvae.data import Data
 from ppvae.errors import DataError, MissingFileError, RunError
 from ppvae.run import CONFIG, template_of
 
@@ -646,3 +647,13 @@ def test_page_prints(opened):
     printed = base64.b64decode(opened.print_page())
     assert printed.startswith(b"%PDF")
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 8
+
+
+def test_a_run_on_data_with_holes_has_its_page(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(60, 6)
+    data = Data.from_arrays(x, missing=torch.rand(60, 6) < 0.3)
+    guide = ppvae.guides.DiagonalNormal(ppvae.nn.WithMask(ppvae.nn.MLP(12, [8], 4)), latent_dim=2)
+    ppvae.fit(ppvae.models.Normal(ppvae.nn.MLP(2, [8], 6), latent_dim=2, scale=1.0), guide, data, epochs=2, out=tmp_path / "run")
+    page = analysis.report(tmp_path / "run", data=data).read_text()
+    assert "and their reconstructions" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ppvae import factory, guides, models, noise
 from ppvae.data import Data
 from ppvae.errors import DataError, ShapeError, UsageError
+from ppvae.models import likelihoods, priors
 from ppvae.nn import MLP, ConvDecoder, ConvEncoder, WithMask
 from ppvae.options import Pair, chosen
 
@@ -24,12 +26,33 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "softplus": nn.Softplus,
     "leaky-relu": nn.LeakyReLU,
 }
+CONTEXT = 8  # features of x that the maps of a flow see
 # Family -> the guide's class and how many numbers its encoder gives for Z latents.
 GUIDES: dict[str, tuple[Any, Callable[[int], int]]] = {
     "diagonal": (guides.DiagonalNormal, lambda z: 2 * z),
     "full-rank": (guides.FullRankNormal, lambda z: z + z * (z + 1) // 2),
+    "low-rank": (guides.LowRankNormal, lambda z: z * (2 + 2)),
+    "mixture": (guides.Mixture, lambda z: 4 * (1 + 2 * z)),
+    "flow": (partial(guides.Flow, context_dim=CONTEXT), lambda z: 2 * z + CONTEXT),
+    "inverse-autoregressive": (partial(guides.InverseAutoregressive, context_dim=CONTEXT), lambda z: 2 * z + CONTEXT),
+    "spline": (partial(guides.Spline, context_dim=CONTEXT), lambda z: 2 * z + CONTEXT),
 }
-LIKELIHOODS: dict[str, Any] = {"bernoulli": models.Bernoulli, "normal": models.Normal}
+# Likelihood -> how a model is made of decoder, latents and data, and how many outputs an entry takes.
+LIKELIHOODS: dict[str, tuple[Callable[[nn.Module, int, Data], Any], int]] = {
+    "bernoulli": (lambda decoder, z, data: models.Bernoulli(decoder, z), 1),
+    "normal": (lambda decoder, z, data: models.Normal(decoder, z), 1),
+    "normal-per-dimension": (lambda decoder, z, data: _latent_variable(decoder, z, likelihoods.NormalPerDimension()), 2),
+    "laplace": (lambda decoder, z, data: _latent_variable(decoder, z, likelihoods.LaplaceLearned()), 1),
+    "student-t": (lambda decoder, z, data: _latent_variable(decoder, z, likelihoods.StudentT()), 1),
+    "beta": (lambda decoder, z, data: _latent_variable(decoder, z, likelihoods.Beta()), 2),
+    "continuous-bernoulli": (lambda decoder, z, data: _latent_variable(decoder, z, likelihoods.ContinuousBernoulli()), 1),
+    "discretized-logistic": (lambda decoder, z, data: _latent_variable(decoder, z, _discretized(data)), 3 * 5),
+    "poisson": (lambda decoder, z, data: _latent_variable(decoder, z, likelihoods.Poisson()), 1),
+    "negative-binomial": (
+        lambda decoder, z, data: _latent_variable(decoder, z, likelihoods.NegativeBinomial(_width(data, "mlp"))),
+        1,
+    ),
+}
 
 
 def mlp(data: Data, options: Pair) -> tuple[Any, Any]:
@@ -37,10 +60,11 @@ def mlp(data: Data, options: Pair) -> tuple[Any, Any]:
     guide, outputs = GUIDES[chosen("guide", options.guide, list(GUIDES))]
     activation = _activation(options)
     width, z = _width(data, "mlp"), options.latent_dim
-    decoder = MLP(z, list(reversed(options.hidden)), width, activation)
+    make, per_entry = _likelihood(data, options)
+    decoder = MLP(z, list(reversed(options.hidden)), width * per_entry, activation)
     encoder: nn.Module = MLP(width * (2 if data.masked else 1), list(options.hidden), outputs(z), activation)
     encoder = WithMask(encoder) if data.masked else encoder
-    return _likelihood(data, options)(decoder, latent_dim=z), guide(encoder, latent_dim=z)
+    return make(decoder, z, data), guide(encoder, latent_dim=z)
 
 
 def conv(data: Data, options: Pair) -> tuple[Any, Any]:
@@ -55,9 +79,10 @@ def conv(data: Data, options: Pair) -> tuple[Any, Any]:
             where=data.name,
             mend=["--program mlp", "--program file.py:function"],
         )
-    decoder = ConvDecoder(z, side, channels, activation)
+    make, per_entry = _likelihood(data, options)
+    decoder = ConvDecoder(z, side, channels, activation, outputs=per_entry)
     encoder = ConvEncoder(side, outputs(z), channels, activation)
-    return _likelihood(data, options)(decoder, latent_dim=z), guide(encoder, latent_dim=z)
+    return make(decoder, z, data), guide(encoder, latent_dim=z)
 
 
 BUILDERS: dict[str, Callable[[Data, Pair], tuple[Any, Any]]] = {"mlp": mlp, "conv": conv}
@@ -97,19 +122,29 @@ def _width(data: Data, program: str) -> int:
     return shape[0]
 
 
-def _likelihood(data: Data, options: Pair) -> Any:
+def _latent_variable(decoder: nn.Module, latent_dim: int, likelihood: Any) -> models.LatentVariable:
+    return models.LatentVariable(priors.StandardNormal(latent_dim), decoder, likelihood)
+
+
+def _discretized(data: Data) -> likelihoods.DiscretizedLogistic:
+    """Over the levels of grey that the data have; bytes, where they do not tell."""
+    levels = 255 if data.levels is None else int(data.levels)
+    return likelihoods.DiscretizedLogistic(num_levels=levels + 1, unit=data.measure == "Lebesgue")
+
+
+def _likelihood(data: Data, options: Pair) -> tuple[Callable[[nn.Module, int, Data], Any], int]:
     """As named; else what the data are: Bernoulli for 0 and 1, Normal for real values."""
     if options.likelihood is not None:
         return LIKELIHOODS[chosen("likelihood", options.likelihood, list(LIKELIHOODS))]
     if data.measure == "Lebesgue":
-        return models.Normal
+        return LIKELIHOODS["normal"]
     if data.binarize != "none" or all(_binary(data.batch(rows)) for rows in data.pieces(len(data))):
-        return models.Bernoulli
+        return LIKELIHOODS["bernoulli"]
     raise DataError(
         f"the data are whole numbers up to {max(float(data.batch(rows).max()) for rows in data.pieces(len(data))):g}, "
         "and no likelihood was named",
         where=data.name,
-        mend=["--binarize threshold, for images", "--likelihood normal", "--program file.py:function, with a likelihood of counts"],
+        mend=["--binarize threshold, for images", "--likelihood negative-binomial, for counts", "--likelihood normal"],
     )
 
 
