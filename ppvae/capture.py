@@ -28,6 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 Function = Callable[..., Sequence[Tensor]]
 
 MOST_KEPT = 64  # compiled graphs in memory
+MOST_OPERATIONS = 3000  # of a graph: a sequence of 160 steps has 60,000, over which inductor would sit for hours
 OPTIONS = {
     "fallback_random": True,  # draws come from torch's own generators: the noise of the eager program, seed by seed
     "size_asserts": True,  # costs nothing that can be measured: a parameter given another shape is an error, not another parameter's memory
@@ -90,7 +91,10 @@ def capture(function: Function, inputs: Sequence[Tensor], owned: Iterable[Tensor
         raise
     except Exception as error:  # whatever a user's program or the tracer raises: the program then runs eagerly, where its own errors show
         raise NotCaptured(_in_a_line(error)) from error
-    return _lifted(module, len(inputs), {_place(t): t for t in owned})
+    found = _lifted(module, len(inputs), {_place(t): t for t in owned})
+    if found.num_operations > MOST_OPERATIONS:
+        raise NotCaptured(f"its graph has {found.num_operations:,} operations, and compiling more than {MOST_OPERATIONS:,} takes too long")
+    return found
 
 
 _capturing: ContextVar[bool] = ContextVar("capturing", default=False)

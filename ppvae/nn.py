@@ -1,4 +1,4 @@
-"""Networks: a multi-layer perceptron, and a convolutional encoder and decoder for small square images.
+"""Networks: a multi-layer perceptron, a convolutional encoder and decoder for small square images, a recurrent one for sequences.
 
 All take any leading dimensions, (..., D), since particles come from the left.
 """
@@ -136,6 +136,63 @@ class WithMask(nn.Module):
         observed = x["observed"]
         values = x["x"].where(observed, 0)
         return self.network(torch.cat([values, observed.to(values)], -1))  # type: ignore[no-any-return]
+
+
+@recorded
+class Recurrent(nn.Module):
+    """A GRU over time and a linear map of its states, (..., T, in_features) -> (..., T, out_features).
+
+    Args:
+        in_features: Size of the last dimension that comes in.
+        hidden: Width of the GRU.
+        out_features: Size of the last dimension that goes out.
+        backward: Read each sequence from its own end: what comes out at t has seen t and all that follows, else t and all before.
+    """
+
+    def __init__(self, in_features: int, hidden: int, out_features: int, backward: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.backward = in_features, backward
+        self.gru = nn.GRU(in_features, hidden, batch_first=True)
+        self.out = nn.Linear(hidden, out_features)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(..., T, in_features), with lengths (...) where sequences end early, -> (..., T, out_features); behind the end without meaning.
+
+        Raises:
+            ShapeError: The last dimension is not ``in_features`` long.
+        """
+        _check_width(self, x, self.in_features)
+        flat = x.reshape(-1, *x.shape[-2:])
+        if self.backward:
+            time = torch.arange(x.shape[-2], device=x.device)
+            end = time.new_tensor(x.shape[-2]) if lengths is None else lengths.expand(x.shape[:-2]).reshape(-1, 1)
+            turned = torch.where(time < end, end - 1 - time, time).expand(len(flat), -1)[..., None]  # its own inverse
+            states, _ = self.gru(flat.gather(1, turned.expand_as(flat)))
+            states = states.gather(1, turned.expand_as(states))
+        else:
+            states, _ = self.gru(flat)
+        return self.out(states).reshape(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+
+
+@recorded
+class TokenEncoder(nn.Module):
+    """Texts to features, ``{"tokens": (N, T), "lengths": (N,)}`` -> (N, out_features): embeddings read by a GRU, from the end to the start.
+
+    Args:
+        num_tokens: V; tokens are whole numbers in 0..V - 1.
+        embedding: Width of a token's embedding.
+        hidden: Width of the GRU.
+        out_features: Size of the last dimension that goes out.
+    """
+
+    def __init__(self, num_tokens: int, embedding: int, hidden: int, out_features: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_tokens, embedding)
+        self.reader = Recurrent(embedding, hidden, out_features, backward=True)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """What the GRU has seen when it arrives at the first token: all of them. (N, out_features)."""
+        return self.reader(self.embedding(x["tokens"]), x["lengths"])[..., 0, :]  # type: ignore[no-any-return]
 
 
 def _check_width(network: nn.Module, x: Tensor, width: int) -> None:

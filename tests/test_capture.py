@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli, Normal
 
+from ppvae import capture as capturing
 from ppvae.capture import NotCaptured, capture, compiled, difference, why_no_compiler
 
 GENERATOR = torch.Generator()
@@ -194,3 +195,15 @@ def test_a_machine_without_a_compiler_is_told(monkeypatch):
     why_no_compiler.cache_clear()
     assert why_no_compiler("cpu").startswith("there is no C++ compiler on this machine")
     why_no_compiler.cache_clear()
+
+
+def test_a_graph_too_long_to_compile_is_refused(monkeypatch):
+    monkeypatch.setattr(capturing, "MOST_OPERATIONS", 10)
+
+    def long(x):
+        for _ in range(11):
+            x = x + 1
+        return [x]
+
+    with pytest.raises(NotCaptured, match="its graph has 11 operations, and compiling more than 10 takes too long"):
+        capture(long, [torch.zeros(2)])
