@@ -21,6 +21,7 @@ from ppvae.analysis.inference_gaps import InferenceGaps
 from ppvae.analysis.plots_calibration import coverage_curve, k_hat_by_label, posterior_and_guide, rank_ecdf, worst_data
 from ppvae.analysis.plots_latents import aggregated_posterior, kl_per_dimension, latent_map
 from ppvae.analysis.plots_measures import attribute_effect, bounds_against_particles, completeness, continuity, k_hat_histogram
+from ppvae.analysis.plots_metrics import correlation_integral, disentanglement, probes, rate_distortion
 from ppvae.analysis.plots_mosaic import GUTTER, band, check_pixels, grey_limits, image_figure, shape_of
 from ppvae.analysis.plots_moves import attribute_edits, averages, interpolations, origin, prior_grid, traversals
 from ppvae.analysis.plots_style import (
@@ -60,7 +61,9 @@ __all__ = [
     "bounds_against_particles",
     "completeness",
     "continuity",
+    "correlation_integral",
     "coverage_curve",
+    "disentanglement",
     "gap_decomposition",
     "image_grid",
     "interpolations",
@@ -71,7 +74,9 @@ __all__ = [
     "origin",
     "posterior_and_guide",
     "prior_grid",
+    "probes",
     "rank_ecdf",
+    "rate_distortion",
     "reconstructions",
     "samples",
     "save",

@@ -22,7 +22,7 @@ class Pair:
     """What data and which two programs.
 
     Attributes:
-        data: digits, mnist, fashion-mnist, omniglot, celeba; a .npy, .npz, .csv, .parquet or IDX file; or a folder of pictures.
+        data: A name (`ppvae data` lists them), a .npy, .npz, .csv, .parquet, .txt or IDX file, or a folder of pictures.
         binarize: threshold, static, dynamic or none. By default threshold for images, none for other arrays.
         levels: The grey value that is white, where a file leaves it open.
         labels: A table's column of labels, or an attribute of celeba.

@@ -10,7 +10,7 @@ from ppvae.errors import DataError
 from ppvae.run import CONFIG
 
 COMMAND = "command.json"  # the options of `ppvae train`, in its run folder
-NAMED_SHAPES = {"digits": (8, 8), "mnist": (28, 28), "fashion-mnist": (28, 28)}
+NAMED_SHAPES = {"digits": (8, 8), "mnist": (28, 28), "fashion-mnist": (28, 28), "sprites": (32, 32), "filaments": (64, 64)}
 
 
 def recorded_data(folder: Path, override: str | None = None) -> Splits:
@@ -28,16 +28,17 @@ def recorded_data(folder: Path, override: str | None = None) -> Splits:
             where=str(folder / CONFIG),
             mend=f"--data FILE, or --data NAME, one of {', '.join(data.names())}; in Python data=...",
         )
-    shape = about["event_shape"]["x"] if isinstance(about["event_shape"], dict) else about["event_shape"]
+    several = isinstance(about["event_shape"], dict)  # values and mask, or tokens and lengths
+    shape = about["event_shape"].get("x", []) if several else about["event_shape"]
     found = data.load(
         name,
-        binarize=about["binarize"],
+        binarize=None if several and not shape else about["binarize"],
         levels=None if name in data.names() else record.get("levels"),
         labels=record.get("labels"),
         missing=record.get("missing"),
         size=record.get("size"),
         seed=about["seed"],
-        flatten=not isinstance(shape, list) or len(shape) == 1,
+        flatten=not isinstance(shape, list) or len(shape) <= 1,
     )
     if override is None and found.train.sha256 != about["sha256"]:
         raise DataError(

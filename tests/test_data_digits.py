@@ -76,7 +76,8 @@ def test_printing_tells_what_was_loaded():
 
 
 def test_names_are_listed():
-    assert data.names() == ["digits", "fashion-mnist", "mnist", "omniglot", "celeba"]
+    files = ["digits", "fashion-mnist", "mnist", "omniglot", "celeba"]
+    assert data.names() == [*files, "sprites", "faces", "filaments", "lorenz", "linear-gaussian"]
 
 
 def test_unknown_name_gets_a_suggestion():
@@ -86,6 +87,6 @@ def test_unknown_name_gets_a_suggestion():
         "needed the name of a data set or a path, and 'fashion_mnits' came\n"
         "  where: data.load\n"
         "  mend:  did you mean 'fashion-mnist'?\n"
-        "     or: known names: digits, fashion-mnist, mnist, omniglot, celeba\n"
-        "     or: a path to a .npy, .npz, .csv, .tsv, .parquet, .mat or IDX file, or a folder or archive of pictures"
+        "     or: known names: digits, fashion-mnist, mnist, omniglot, celeba, sprites, faces, filaments, lorenz, linear-gaussian\n"
+        "     or: a path to a .npy, .npz, .csv, .tsv, .parquet, .mat, IDX, .txt or .json (music) file, or a folder or archive of pictures"
     )

@@ -170,7 +170,7 @@ def test_a_file_that_is_not_there_is_told():
     with pytest.raises(MissingFileError) as caught:
         data.load("nowhere.npy")
     assert str(caught.value) == (
-        "needed a .npy, .npz, .csv, .tsv, .parquet, .mat or IDX file, or a folder or archive of pictures, and there is none\n"
+        "needed a .npy, .npz, .csv, .tsv, .parquet, .mat, IDX, .txt or .json (music) file, or a folder or archive of pictures, and there is none\n"
         "  where: nowhere.npy\n"
         "  mend:  mend the path; it is taken from the working folder"
     )

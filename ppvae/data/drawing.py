@@ -66,4 +66,5 @@ def heart(x: Array, y: Array) -> Array:
     lobe = np.hypot(x - 0.25, y - 0.75) - np.sqrt(2) / 4
     half = 0.5 * np.maximum(x + y, 0)
     corner = np.minimum(np.hypot(x, y - 1), np.hypot(x - half, y - half)) * np.sign(x - y)
-    return np.where(x + y > 1, lobe, corner)
+    distance: Array = np.where(x + y > 1, lobe, corner)
+    return distance

@@ -43,8 +43,8 @@ def faces(num_data: int = 5_000, *, seed: int = 0, binarize: str = "none", flatt
 
 def drawn(factors: Array) -> Array:
     """The images (N, 3, 32, 32), bytes, of factors (N, 10) in [0, 1]; fractions of the first three lie between."""
-    f = {name: column[:, None, None] for name, column in zip(FACTORS, np.asarray(factors, dtype=float).T, strict=True)}
-    x, y = pixels(SIDE)
+    f = {name: column[:, None, None] for name, column in zip(FACTORS, np.asarray(factors, dtype=np.float32).T, strict=True)}
+    x, y = (part.astype(np.float32) for part in pixels(SIDE))
     canvas = _Canvas(_mixed(BACKGROUNDS, f["background"]))
     skin, hair = _mixed(SKINS, f["skin"]), _mixed(HAIRS, f["hair"])
     centre = 16.0
@@ -66,7 +66,8 @@ def drawn(factors: Array) -> Array:
     canvas.paint(0.55 * nose, 0.72 * skin)
     _mouth(canvas, x - 1.1 * turn, y - 23.4, a, f["smile"])
     _glasses(canvas, x - turn, y - 16.0, a, f["glasses"])
-    return np.rint(canvas.colours).astype(np.uint8)
+    images: Array = np.rint(canvas.colours).astype(np.uint8)
+    return images
 
 
 class _Canvas:
@@ -85,7 +86,9 @@ class _Canvas:
 def _mixed(colours: Array, at: Array) -> Array:
     """Between the colours (M, 3), from the first at 0 to the last at 1, (N, 3, 1, 1)."""
     place = np.linspace(0, 1, len(colours))
-    return np.stack([np.interp(at[:, 0, 0], place, column) for column in colours.T], 1)[..., None, None]
+    mixed = np.stack([np.interp(at[:, 0, 0], place, column) for column in colours.T], 1)
+    colour: Array = mixed[..., None, None].astype(np.float32)
+    return colour
 
 
 def _hair_behind(canvas: _Canvas, x: Array, y: Array, a: Any, b: float, long_hair: Array, hair: Array) -> None:

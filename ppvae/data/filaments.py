@@ -73,4 +73,5 @@ def _inked(points: Array, count: Array) -> Array:
             at = np.where(inside, (image * SIDE + row) * SIDE + column, 0)
             amount += np.bincount(at, weight, minlength=len(amount))
     grey = 1 - np.exp(-amount)
-    return np.rint(LEVELS * grey).astype(np.uint8).reshape(n, SIDE, SIDE)
+    images: Array = np.rint(LEVELS * grey).astype(np.uint8).reshape(n, SIDE, SIDE)
+    return images

@@ -26,13 +26,15 @@ def linear_gaussian(num_data: int = 4_000, *, seed: int = 0) -> Data:
     from ppvae.data.simulated import simulate
 
     check_count("num_data", num_data)
-    model = known_linear_gaussian().double()  # drawn in float64, so that the default type changes no draw
+    model = known_linear_gaussian(dtype=torch.float64)  # so that the default type changes no draw
     drawn = simulate(model, num_data, template=torch.zeros(1, DATA_DIM, dtype=torch.float64), seed=seed)
     data = Data.from_arrays(drawn.x.float(), name="linear-gaussian", seed=seed)
     return data.with_factors(drawn.factors, drawn.factor_names)
 
 
-def known_linear_gaussian(variances: tuple[float, ...] = VARIANCES, data_dim: int = DATA_DIM, scale: float = SCALE) -> Any:
+def known_linear_gaussian(
+    variances: tuple[float, ...] = VARIANCES, data_dim: int = DATA_DIM, scale: float = SCALE, dtype: torch.dtype | None = None
+) -> Any:
     """A ``models.LinearGaussian`` with W = U (L - s^2 I)^(1/2), U the first cosines of the discrete cosine transform, and b = 1, 2, ..., D.
 
     The covariance of x has the eigenvalues ``variances`` and else s^2. W^T W is diagonal, so that the posterior is a diagonal Normal whose
@@ -42,6 +44,7 @@ def known_linear_gaussian(variances: tuple[float, ...] = VARIANCES, data_dim: in
         variances: l_1 to l_Z, above s^2.
         data_dim: D, above Z.
         scale: s.
+        dtype: Of the parameters; by default torch's own.
 
     Raises:
         ArgumentError: A variance not above s^2, or not fewer of them than dimensions.
@@ -53,7 +56,8 @@ def known_linear_gaussian(variances: tuple[float, ...] = VARIANCES, data_dim: in
     row = (np.arange(data_dim) + 0.5) * np.pi / data_dim
     cosines = np.sqrt(2 / data_dim) * np.cos(row[:, None] * np.arange(1, len(variances) + 1))
     with noise.forked():  # the parameters that a model starts with are drawn
-        model = LinearGaussian(data_dim, len(variances), scale)
+        model = LinearGaussian(data_dim, len(variances), scale).to(dtype or torch.get_default_dtype())
+        model.log_scale.data.fill_(np.log(scale))
     with torch.no_grad():
         model.weight.copy_(torch.from_numpy(cosines * np.sqrt(np.array(variances) - scale**2)))
         model.bias.copy_(torch.arange(1.0, data_dim + 1))

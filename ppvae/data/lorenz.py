@@ -63,7 +63,8 @@ def _states(source: np.random.RandomState, times: Array) -> Array:
     moments, back = np.unique(times, return_inverse=True)
     found: Any = solve_ivp(_flow, (0.0, moments[-1]), start.ravel(), method="DOP853", t_eval=moments, rtol=TOLERANCE, atol=TOLERANCE)
     states = found.y.reshape(3, TRAJECTORIES, len(moments))[..., back.ravel()]
-    return np.moveaxis(states, 0, -1).reshape(TRAJECTORIES, *times.shape, 3)
+    series: Array = np.moveaxis(states, 0, -1).reshape(TRAJECTORIES, *times.shape, 3)
+    return series
 
 
 def _flow(_: float, state: Array) -> Array:

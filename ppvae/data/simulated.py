@@ -42,7 +42,7 @@ def simulate(
     from ppvae import simulate as simulation
     from ppvae.batches import num_data as rows_of
     from ppvae.batches import repeat, take
-    from ppvae.programs import latent_sites, measuring, observed_sites, trace
+    from ppvae.programs import in_data_plate, is_deterministic, latent_sites, measuring, observed_sites, sample_sites, trace
 
     batch = template.x if isinstance(template, Data) else template
     rows = batch if rows_of(batch) == num_data else repeat(take(batch, slice(0, 1)), num_data)
@@ -51,7 +51,12 @@ def simulate(
         found = trace(model, take(rows, slice(0, 1)))
     values = {site: drawn[site] for site in observed_sites(found)}
     x = (place or _placed)(rows, values)
-    latents = {site: drawn[site].double().flatten(1) for site in latent_sites(found) if site in drawn and len(drawn[site]) == num_data}
+    sites = sample_sites(found)
+
+    def kept(site: dict[str, Any]) -> bool:
+        return in_data_plate(site) and not is_deterministic(site)
+
+    latents = {site: drawn[site].double().reshape(num_data, -1) for site in latent_sites(found) if kept(sites[site])}
     data = Data.of(x, name=name)
     if not latents:
         return data

@@ -62,14 +62,24 @@ def sprites(num_data: int = 10_000, *, seed: int = 0, binarize: str = "threshold
 
 
 def drawn(factors: Array) -> Array:
-    """The images (N, 32, 32), bytes, of factors (N, 5) of any value; edges are antialiased."""
-    shape, scale, angle, centre_x, centre_y = (column[:, None, None] for column in np.asarray(factors, dtype=float).T)
+    """The images (N, 32, 32), bytes, of factors (N, 5), the last four of any value; edges are antialiased."""
+    factors = np.asarray(factors, dtype=float)
+    images = np.zeros((len(factors), SIDE, SIDE), dtype=np.uint8)
+    for shape in range(len(SHAPES)):
+        rows = np.flatnonzero(factors[:, 0] == shape)
+        images[rows] = np.rint(LEVELS * ink(_distance(shape, *(factors[rows, 1:].T[..., None, None]))))
+    return images
+
+
+def _distance(shape: int, scale: Array, angle: Array, centre_x: Array, centre_y: Array) -> Array:
+    """Signed distances of all pixels, (n, 32, 32), of one shape."""
     x, y = pixels(SIDE)
     x, y = x - centre_x, y - centre_y
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-    distances = (
-        rectangle(u, v, 5.2 * scale, 5.2 * scale),
-        ellipse(u, v, 7.5 * scale, 4.0 * scale),
-        12 * scale * heart(u / (12 * scale), 0.55 - v / (12 * scale)),
-    )
-    return np.rint(LEVELS * ink(np.choose(shape.astype(int), distances))).astype(np.uint8)
+    if SHAPES[shape] == "square":
+        return rectangle(u, v, 5.2 * scale, 5.2 * scale)
+    if SHAPES[shape] == "ellipse":
+        return ellipse(u, v, 7.5 * scale, 4.0 * scale)
+    size = 12 * scale
+    distance: Array = size * heart(u / size, 0.55 - v / size)
+    return distance
