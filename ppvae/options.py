@@ -32,7 +32,8 @@ class Pair:
         flatten: Rows of images as vectors; --no-flatten keeps (H, W).
         program: mlp, conv, or file.py:function, which makes (model, guide) from two rows of the data. This runs the file's code.
         guide: Family of the built-in programs' guide: diagonal, full-rank, low-rank, mixture, flow, ... (a wrong one lists them).
-        likelihood: Of the built-in programs: bernoulli, normal, laplace, poisson, ... (a wrong one lists them). By default bernoulli for data of 0 and 1, normal for real values.
+        likelihood: Of the built-in programs: bernoulli, normal, laplace, poisson, ... (a wrong one lists them). By default bernoulli for
+            data of 0 and 1, normal for real values.
         latent_dim: Latent dimensions of the built-in programs.
         hidden: Widths of the hidden layers of mlp; conv takes the first as its channels.
         activation: relu, elu, tanh, silu, gelu, softplus or leaky-relu.
