@@ -4,7 +4,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-statistical soak fuzz bench scale docs lint format clean
+.PHONY: demo test test-statistical soak fuzz bench scale experiments docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/ppvae demo
@@ -37,6 +37,36 @@ bench: $(INSTALLED)
 # Wants a quiet machine and five minutes; writes its numbers into the document.
 scale: $(INSTALLED)
 	$(BIN)/python -m benchmarks.scaling --write docs/scale.md
+
+# Minutes on one thread, roughly; the file that is written last; the command. The first trains the pair that others measure.
+define EXPERIMENTS
+120 runs/cremer-2018/suboptimality.json inference_suboptimality.py --main-run runs/fashion-mnist
+20 runs/known-truth/known-truth.json known_truth.py --out runs/known-truth
+3 runs/pca-linear-deep/pca-linear-deep.json pca_linear_deep.py --out runs/pca-linear-deep
+2 runs/autoencoder-or-vae/autoencoder-or-vae.json autoencoder_or_vae.py --out runs/autoencoder-or-vae
+5 runs/beta-sweep/beta-sweep.json beta_sweep.py --out runs/beta-sweep
+2 runs/rate-distortion/rate-distortion.json rate_distortion.py --out runs/rate-distortion
+3 runs/elbo-surgery/elbo-surgery.json elbo_surgery.py --out runs/elbo-surgery
+10 runs/bounds/bounds.json bounds.py --out runs/bounds
+5 runs/pictures/digits/pictures.json pictures.py --data digits
+20 runs/pictures/fashion-mnist/pictures.json pictures.py --data fashion-mnist
+15 runs/importance-weighted/digits/importance-weighted.json importance_weighted.py --data digits
+60 runs/importance-weighted/fashion-mnist/importance-weighted.json importance_weighted.py --data fashion-mnist
+15 runs/annealing/overfitted.json annealing.py
+30 runs/estimators/gaps.json estimators.py --out runs/estimators
+15 runs/refined-guides/refined-guides.json refined_guides.py --out runs/refined-guides
+endef
+export EXPERIMENTS
+
+# Every example in full, one after the other. What has its result file is skipped: called again, it goes on where it ended.
+experiments: $(INSTALLED)
+	@echo "$$EXPERIMENTS" | { all=0; left=0; sum=0; lines=; while read -r minutes result command; do \
+		all=$$((all + 1)); test -e "$$result" && continue; left=$$((left + 1)); sum=$$((sum + minutes)); \
+		lines="$$lines$$(printf '%5d min  %s' "$$minutes" "$$command")|"; done; \
+		echo "$$left of $$all experiments are left, about $$sum minutes on one thread"; printf '%s' "$$lines" | tr '|' '\n'; }
+	@echo "$$EXPERIMENTS" | while read -r minutes result command; do \
+		test -e "$$result" && continue; echo "== $$command"; \
+		OMP_NUM_THREADS=1 $(BIN)/python examples/$$command < /dev/null || exit 1; done
 
 # The pages of docs/ and the reference from the docstrings, into site/. Nothing is fetched when they are built or read.
 docs: $(INSTALLED)
