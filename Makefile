@@ -19,7 +19,8 @@ test-statistical: $(INSTALLED)
 	@seed=$${PPVAE_TEST_SEED:-$$(date +%s)}; echo "PPVAE_TEST_SEED=$$seed"; \
 	PPVAE_TEST_SEED=$$seed OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m statistical
 
-# Minutes each: a file of 2 GB, the commands in several processes, 500 kills, a million particles.
+# Minutes each: a file of 2 GB, the commands in several processes, 500 kills, a million particles; and what repeats at length what others hold: every
+# guide and prior from check to report, fifty steps through inductor for the whole zoo.
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak
 

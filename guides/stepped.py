@@ -7,6 +7,7 @@ the same at every call too, and q(z | x) is a function of x alone.
 
 from __future__ import annotations
 
+import abc
 from contextlib import nullcontext
 from typing import Any
 
@@ -91,9 +92,9 @@ class Stepped:
         local.num_evaluations = self.steps * self.num_draws
         return local  # type: ignore[no-any-return]
 
+    @abc.abstractmethod
     def _moved(self, row: Tensor, gradient: Tensor, step: int) -> Tensor:
         """The rows after one step, (N, P)."""
-        raise NotImplementedError
 
     @property
     def _family(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import pyro
@@ -24,9 +25,9 @@ class _Text(PyroModule):
         super().__init__()
         self.prior_given: Any = prior or priors.StandardNormal(latent_dim)
 
+    @abc.abstractmethod
     def likelihood(self, z: Tensor, lengths: Tensor, num_steps: int) -> TorchDistribution:
         """p(tokens | z) of the first ``lengths`` tokens; event shape (T,)."""
-        raise NotImplementedError
 
     def forward(self, x: dict[str, Tensor]) -> None:
         """Observe the first ``lengths`` tokens of each datum.

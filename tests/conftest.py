@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 
 import numpy as np
 import pyro
@@ -10,6 +11,12 @@ import pytest
 import torch
 
 from ppvae.noise import derived_seed
+
+
+def pytest_configure():
+    """A shell's background job ignores Ctrl-C, and so would every run whose tests send it one."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -98,6 +98,7 @@ def test_fifty_steps_end_where_eager_ones_end_and_every_gradient_is_pyro_s(name)
     hold_gradients(svi, entry)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_fifty_steps_by_inductor_end_where_eager_ones_end(name):

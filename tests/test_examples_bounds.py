@@ -98,6 +98,7 @@ def test_the_examples_model_has_the_posterior_it_says():
     assert torch.allclose(covariance, 0.2 * torch.tensor([[1.0, 0.4], [0.4, 1.0]]), atol=1e-12)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("i", [0, 1, 2], ids=["r=0.25", "r=0.4", "r=0.7"])
 def test_a_quick_run_measures_the_exact_bias_and_variance(quick, i):

@@ -249,6 +249,7 @@ def test_a_bound_from_above_by_an_exact_draw_of_the_posterior(k):
 # 5. k-hat.
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize(("r", "inflation"), [(0.7, 1.0), (0.9, 1.0), (0.5, 0.8)], ids=lambda value: f"{value:g}")
 def test_k_hat_of_a_normal_proposal(r, inflation):

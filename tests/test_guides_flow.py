@@ -150,6 +150,7 @@ def test_a_coupling_set_to_a_correlated_posterior_has_constant_weights():
     assert torch.allclose(log_weights, model.log_evidence(x).expand(100, 5), rtol=0, atol=1e-10)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_trained_flow_reaches_what_no_diagonal_normal_can():
     model, lost = correlated()

@@ -545,6 +545,7 @@ WALK = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", WALK)
 def test_the_walk_from_check_to_report(name, tmp_path):
     model, guide = walked(WALK[name])

@@ -68,6 +68,7 @@ def peaks(path, *, binarize="threshold", at_once=1.0, timeout=250):
     return int(before), int(peak)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_file_is_trained_on_in_less_memory_than_it_has_bytes(tmp_path):
     grey_file(tmp_path / "x.npy", 96 * MB)  # and four times that as numbers that a network takes

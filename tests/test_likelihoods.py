@@ -271,6 +271,7 @@ OLD = ("bernoulli", "normal", "normal, learned", "normal, per dimension", "categ
 NEW = [name for name in SHELF if name not in (*OLD, "laplace", "student t")]  # with a fixed scale they are a special case
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", NEW)
 @pytest.mark.filterwarnings("ignore::ppvae.errors.UnreliableWarning")
 def test_down_the_street(name, tmp_path):

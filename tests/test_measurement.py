@@ -57,6 +57,7 @@ def test_log_likelihood_of_the_exact_guide_has_full_effective_size_and_no_tail()
     assert (found.pointwise_se < 1e-6).all()
 
 
+@pytest.mark.soak
 def test_standard_errors_of_log_likelihood_cover():
     """sd of the estimate over seeds equals the reported error: a ratio of variances over 64 data x 40 seeds, sd about 3 %."""
     model, x, _ = correlated_posterior(0.3)
@@ -231,6 +232,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_memory_of_log_likelihood_does_not_grow_with_particles():
     peak = {

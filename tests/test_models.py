@@ -166,6 +166,7 @@ def test_a_full_rank_row_is_location_log_diagonal_and_what_lies_below():
     assert found.scale_tril.flatten().tolist() == pytest.approx([3.0, 0.0, 5.0, 4.0])
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_full_rank_guide_learns_the_correlated_posterior_of_a_linear_model():
     """z has posterior correlation -0.8 here: a linear full-rank encoder closes the gap that a diagonal one must leave."""

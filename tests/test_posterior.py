@@ -83,6 +83,7 @@ def test_chains_reach_the_moments_of_a_gamma_posterior():
     assert (r > 0).all()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_chains_of_the_default_length_converge():
     model, guide, x = linear_gaussian(num_data=6)

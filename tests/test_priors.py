@@ -300,6 +300,7 @@ def built(name):
     return models.LatentVariable(prior, nn.MLP(2, [5], D), likelihoods.Normal(0.8)), guide, x
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["normal", "mixture", "couplings", "flow", "vamp", "conditional"])
 @pytest.mark.filterwarnings("ignore::ppvae.errors.UnreliableWarning")
 def test_down_the_street(name, tmp_path):

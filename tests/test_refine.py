@@ -286,6 +286,7 @@ def test_rich_families_reach_a_correlated_posterior(family, excess):
     assert (lost > -5 * found.pointwise_se - 1e-6).all()
 
 
+@pytest.mark.soak
 def test_a_mixture_and_a_flow_gain_on_a_posterior_that_is_no_normal():
     """x = z_1^2 + z_2 + noise: the posterior is a banana. Each family's bound, against the truth by quadrature, on common data."""
 

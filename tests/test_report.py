@@ -346,7 +346,7 @@ def test_without_its_data_a_page_tells_so(plain, copy):
     config["data"]["name"] = "of somebody else"
     (copy / CONFIG).write_text(json.dumps(config))
     found = Page(analysis.report(copy))
-    assert "the data 'of somebody else' that the run recorded are not here" in found.text
+    assert "are not to be found: the run recorded 'of somebody else'" in found.text
 
 
 def test_data_can_be_named_or_handed_in(plain, copy, digits):
