@@ -19,6 +19,7 @@ from torch import Tensor
 from ppvae import hmc, noise
 from ppvae.batches import take
 from ppvae.errors import ArgumentError, DivergedError, check_count
+from ppvae.memory import Halving
 from ppvae.paths import Ends, Path, Stretch
 from ppvae.programs import measuring
 from ppvae.ranks import shared
@@ -125,6 +126,13 @@ def stretches(num_data: int, num_chains: int, blocks_at_once: int | None = None)
     return noise.blocks(num_data, noise.BLOCK_ROWS * blocks_at_once)
 
 
+def _blocks(stretches: list[slice]) -> int:
+    """Of 64 data in a stretch."""
+    first = stretches[0]
+    rows: int = first.stop - first.start
+    return math.ceil(rows / noise.BLOCK_ROWS)
+
+
 def tables(path: Path, settings: Settings, seed: int, blocks_at_once: int | None = None) -> Tables:
     """Temperatures and step sizes for every datum, by a pilot unless both are given; nothing in them moves afterwards."""
     n, t = path.pair.num_data, settings.num_temperatures
@@ -139,7 +147,9 @@ def tables(path: Path, settings: Settings, seed: int, blocks_at_once: int | None
             v = path.drawn(rows, PILOT_CHAINS, source, seed, "pilot")
             return pilot(path.stretch(rows), v, settings, source)
 
-    found = [both for _, both in shared().each(stretches(n, PILOT_CHAINS, blocks_at_once), walked)]
+    whole = stretches(n, PILOT_CHAINS, blocks_at_once)
+    at_once: Halving[tuple[Tensor, Tensor]] = Halving(_blocks(whole), "annealing's pilot")
+    found = [both for _, parts in shared().each(whole, lambda rows: at_once(rows, walked)) for both in parts]
     return Tables(torch.cat([b for b, _ in found], 1), torch.cat([e for _, e in found], 1), pilot_evaluations(settings))
 
 
@@ -247,8 +257,14 @@ def _run(path: Path, frozen: Tables, settings: Settings, seed: int, u: Tensor | 
     whole = stretches(n, c, blocks_at_once)
     path = path.compiled(c * (settings.num_temperatures - 1) * settings.num_leapfrog, whole[0].stop)
 
+    at_once: Halving[tuple[Tensor, ...]] = Halving(_blocks(whole), "annealing")
+
     def walked(where: tuple[slice, slice]) -> tuple[Tensor, ...]:
         rows, chains = where
+        parts = zip(*at_once(rows, lambda part: walked_part(part, chains)), strict=True)
+        return tuple(torch.cat(values, min(values[0].dim() - 1, 1)) for values in parts)  # data are the second dimension, or the only one
+
+    def walked_part(rows: slice, chains: slice) -> tuple[Tensor, ...]:
         stretch, size = path.stretch(rows), chains.stop - chains.start
         source = hmc.Noise(seed, direction, chains.start, rows=rows, device=device)
         with measuring(path.pair.model, path.pair.guide):
@@ -330,10 +346,15 @@ def _step(increment: Tensor, energy: Tensor) -> Tensor:
 
 def _check_data(path: Path) -> None:
     """Hold the data against the likelihood's support, once, at the middle of the start."""
-    for rows in noise.blocks(path.pair.num_data, ROWS_AT_ONCE):
+
+    def check(rows: slice) -> None:
         with measuring(path.pair.model, path.pair.guide):
             values, _ = path.coordinates.unpack(path.m[None, rows])
             path.pair.score(take(path.x, rows), values, check_from=rows.start)
+
+    at_once: Halving[None] = Halving(ROWS_AT_ONCE // noise.BLOCK_ROWS, "a look at the data")
+    for rows in noise.blocks(path.pair.num_data, ROWS_AT_ONCE):
+        at_once(rows, check)
 
 
 def _refuse_nan(energy: Tensor, rows: slice, backward: bool) -> None:

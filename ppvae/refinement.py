@@ -21,6 +21,7 @@ from ppvae.batches import Batch, digest, take
 from ppvae.compilation import CompiledFunction
 from ppvae.errors import FamilyError, check_count
 from ppvae.local import LocalPosterior, LocalUnconstrained
+from ppvae.memory import Halving
 from ppvae.pair import Pair
 from ppvae.policy import worth
 from ppvae.posteriors import Freed, FreedUnconstrained, Normals
@@ -132,6 +133,13 @@ def _run(fitting: _Normal | _Adam, steps: int, seed: int, report: bool) -> Tenso
     def refine(rows: slice) -> tuple[Tensor, Any]:
         index = torch.arange(rows.start, rows.stop)
         start: Any = fitting.state(index)
+        try:
+            return refined_from(start, index)
+        except Exception:  # memory may have run out half way: fewer rows begin where these began
+            fitting.put_back(index, start, torch.ones(len(index), dtype=torch.bool))
+            raise
+
+    def refined_from(start: Any, index: Tensor) -> tuple[Tensor, Any]:
         fitting.advance(index, 0, steps // 2)
         half: Any = fitting.state(index)
         fitting.advance(index, steps // 2, steps)
@@ -145,9 +153,14 @@ def _run(fitting: _Normal | _Adam, steps: int, seed: int, report: bool) -> Tenso
         return gained.clamp(min=0), fitting.state(index)
 
     gains = []
-    for rows, (gain, state) in shared().each(noise.blocks(fitting.pair.num_data, fitting.rows_at_once), refine):
-        fitting.put_back(torch.arange(rows.start, rows.stop), state, torch.ones(len(gain), dtype=torch.bool))  # another process did it
-        gains.append(gain)
+    at_once: Halving[tuple[Tensor, Any]] = Halving(fitting.rows_at_once // noise.BLOCK_ROWS, "refinement")
+    for rows, parts in shared().each(noise.blocks(fitting.pair.num_data, fitting.rows_at_once), lambda rows: at_once(rows, refine)):
+        first = rows.start
+        for gain, state in parts:
+            there = torch.ones(len(gain), dtype=torch.bool)
+            fitting.put_back(torch.arange(first, first + len(gain)), state, there)  # another process did it
+            gains.append(gain)
+            first += len(gain)
     return torch.cat(gains)
 
 

@@ -541,6 +541,7 @@ def test_slope_of_the_rate_distortion_curve_is_minus_one_over_beta():
     assert slope == pytest.approx(-s2 / 0.5, rel=1e-3)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_trained_linear_beta_vae_lies_on_the_curve():
     """7.12: SVI with beta = 3 finds the rate and the squared error of theta = 3 s2; the fourth dimension, l < theta, collapses."""

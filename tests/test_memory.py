@@ -51,6 +51,33 @@ def test_rows_are_halved_until_they_fit_and_no_number_changes(most_blocks, error
     assert max(sizes) == left * noise.BLOCK_ROWS
 
 
+@pytest.mark.parametrize("what", ["refinement", "annealing"])
+def test_refinement_and_annealing_are_halved_too(what):
+    """150 data are three blocks: two at once do not fit, and the numbers are those of three."""
+    model, guide = pairs.ours()
+    x = pairs.binary(150)
+    sizes = []
+
+    def small(x):
+        if len(x) > noise.BLOCK_ROWS:
+            raise ERRORS["CPU"]()
+        sizes.append(len(x))
+        return model(x)
+
+    def measured(model):
+        if what == "annealing":
+            return ppvae.analysis.annealed_log_likelihood(model, x, guide=guide, num_temperatures=6, num_chains=4, seed=1).pointwise
+        return ppvae.analysis.refine(model, guide, x, family="full_rank", steps=6, num_particles=8, seed=1).elbo
+
+    expected = measured(model)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = measured(small)
+    assert any(str(one.message).startswith(what) and "it goes on with 1" in str(one.message) for one in told)
+    assert (found - expected).abs().max() < 1e-9  # rounding: matrices of other sizes
+    assert max(sizes) == noise.BLOCK_ROWS
+
+
 def test_what_was_learnt_about_memory_holds_for_the_stretches_to_come():
     calls = []
 

@@ -39,6 +39,7 @@ STREET = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("make", "data", "objective", "family", "refused", "recorded"), STREET.values(), ids=STREET.keys())
 @pytest.mark.filterwarnings("ignore::ppvae.errors.UnreliableWarning")
 def test_a_program_goes_the_whole_way(make, data, objective, family, refused, recorded, tmp_path):
