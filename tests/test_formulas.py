@@ -249,7 +249,6 @@ def test_a_bound_from_above_by_an_exact_draw_of_the_posterior(k):
 # 5. k-hat.
 
 
-@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize(("r", "inflation"), [(0.7, 1.0), (0.9, 1.0), (0.5, 0.8)], ids=lambda value: f"{value:g}")
 def test_k_hat_of_a_normal_proposal(r, inflation):
@@ -541,7 +540,6 @@ def test_slope_of_the_rate_distortion_curve_is_minus_one_over_beta():
     assert slope == pytest.approx(-s2 / 0.5, rel=1e-3)
 
 
-@pytest.mark.soak
 @pytest.mark.slow
 def test_a_trained_linear_beta_vae_lies_on_the_curve():
     """7.12: SVI with beta = 3 finds the rate and the squared error of theta = 3 s2; the fourth dimension, l < theta, collapses."""

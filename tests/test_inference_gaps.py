@@ -15,7 +15,6 @@ from ppvae.errors import FamilyError
 FINE = {"steps": 640, "num_draws": 128}
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("r", [0.3, 0.5], ids=str)
 def test_the_injected_amortization_gap_comes_back(r):
     """q_x = N(m_x + e, S): L[q*] - L[q] = KL(q || p) - KL(q* || p), and the approximation gap is -1/2 log(1 - r^2)."""
