@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -163,15 +164,13 @@ class LatentSpace(Observed):
         fn, q = unwrapped(self.prior), levels.to(self.dtype)
         if type(fn).__name__ in MULTIVARIATE_NORMALS:
             fn = torch.distributions.Normal(fn.mean, fn.stddev)
-        try:
-            if fn.event_dim:
-                raise NotImplementedError
+        if not fn.event_dim:
             each = fn.expand(self.prior.batch_shape + self.prior.event_shape)
-            return torch.stack([self.as_rows(each.icdf(one.to(self.pair.device)))[0] for one in q], 1)
-        except NotImplementedError:
-            with noise.seeded(self.seed, "prior quantiles", device=self.pair.device):
-                drawn = torch.stack([self.as_rows(self.prior.sample())[0] for _ in range(PRIOR_DRAWS)])
-            return torch.quantile(drawn, q.double().cpu(), dim=0).mT
+            with contextlib.suppress(NotImplementedError):  # torch's word for a distribution without quantiles: then of draws
+                return torch.stack([self.as_rows(each.icdf(one.to(self.pair.device)))[0] for one in q], 1)
+        with noise.seeded(self.seed, "prior quantiles", device=self.pair.device):
+            drawn = torch.stack([self.as_rows(self.prior.sample())[0] for _ in range(PRIOR_DRAWS)])
+        return torch.quantile(drawn, q.double().cpu(), dim=0).mT
 
     def decoded(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """E[x | z] at z (M, D), (M, *event), float64.
