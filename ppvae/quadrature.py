@@ -1,11 +1,15 @@
 """Integrals of exp(log f_n(u)) over u in R^1 or R^2, for many data n at once, by adaptive cubature. Tensors alone; log space, float64.
 
-Every datum has a box cut into cells, each cell a tensor Gauss-Legendre rule of 5 nodes a dimension. A cell is split into 2^D halves where
-its error matters to its datum. Three things tell the error of a cell, none of which costs an evaluation:
+Every datum has a box cut into cells, each cell a tensor Gauss-Lobatto rule of 6 nodes a dimension (its edges are nodes: a kink between an
+edge and the first node of a Gauss-Legendre rule is seen by nothing). A cell is split into 2^D halves where its error matters to its datum.
+Four things tell the error of a cell, none of which costs an evaluation:
 1. what its parent found against what parent's children found together (for cells that have a parent);
 2. log f interpolated through the nodes (a Gaussian peak between them is then seen in full height, however narrow) and integrated by a
    finer rule;
-3. how much of log f the two highest degrees of that polynomial carry: where log f is rough, a peak may stand that much higher.
+3. how much of log f the two highest degrees of that polynomial carry: where log f is rough, a peak may stand that much higher;
+4. the same again where the polynomial's coefficients do not fall off with the degree, as at a kink, where parent and children may agree by
+   the luck of where it lies: for a kink along any line through the cell the error is at most 0.183 of that roughness (KINK), and equal in
+   all cells that an axis-parallel one runs through. Where the density ends inside a cell, likewise by its highest node (JUMP).
 The box grows until its outermost shell is negligible on every side.
 """
 
@@ -21,13 +25,17 @@ from torch import Tensor
 
 from ppvae.errors import ArgumentError
 
-NODES = 5  # a dimension: exact for a Gaussian of sd half the cell to 1e-6, and few enough for a first look with many cells
+NODES = 6  # a dimension: exact for a Gaussian of sd half the cell to 1e-6, and few enough for a first look with many cells
 FINE = 12  # a dimension, of the rule that integrates the interpolated density
 FIRST_CELLS = {1: 20, 2: 10}  # a dimension of the first box
 SHELL = 0.1  # outermost part of the first box, a side, whose mass stands for what lies beyond; of a slab, 0.4
 MAX_LEVEL = 40  # halvings of a first cell: at a jump of the density the cells shrink until rounding
 BEYOND = 5.0  # of the shell's mass, what may lie beyond it: as much as of a Cauchy's tail; lighter tails have less
 BETWEEN = 3.0  # nats by which the interpolated peak may stand above the highest node of a resolved cell
+KINK = 0.2  # of the roughness, the largest relative error that a kink leaves, 0.183 in one dimension and in two (maximum over its place)
+OBLIQUE = 0.015  # the same in place of KINK where it runs across the axes: the many cells on its line then err with either sign
+JUMP = 0.15  # of a cell's volume, the largest error of the rule for a density that ends inside, 0.143 (maximum over its place)
+FALLS_OFF = 0.08  # of the lower degrees, what the two highest carry at least at a kink: 0.089 (minimum over its place)
 
 LogDensity = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,33 +52,36 @@ class _Rules:
     value: Tensor  # (G, Q): the interpolant there
     first: Tensor  # (D, G, Q): its first derivatives
     second: Tensor  # (D, D, G, Q)
-    rough: Tensor  # (H, Q): its Legendre coefficients of the highest degree
+    rough: Tensor  # (H, Q): its Legendre coefficients of the two highest degrees
+    oblique: Tensor  # (H, 1): whether each of those is of both coordinates
+    bent: Tensor  # (L, Q): those of the degrees below, from 2 on
 
 
 @functools.cache
 def _rules(dim: int, device: torch.device) -> _Rules:
-    nodes, weights = _gauss_legendre(NODES)
+    nodes, weights = _gauss_lobatto(NODES)
     fine, fine_weights = _gauss_legendre(FINE)
-    legendre = _legendre(nodes)  # (Q, degree)
-    # coefficients of the interpolant, exact since the rule is exact for products of degree 2 (NODES - 1)
-    coefficients = (2 * torch.arange(NODES).double() + 1)[:, None] / 2 * (legendre * weights[:, None]).mT
+    coefficients = torch.linalg.inv(_legendre(nodes))  # of the interpolant, (degree, Q)
     grid = torch.linspace(-1.0, 1.0, FINE + 1, dtype=torch.float64)
     on_fine = _legendre(fine) @ coefficients
-    on_grid = [_legendre(grid, order) @ coefficients for order in range(3)]
+    slopes = [_legendre(grid, order) @ coefficients for order in range(3)]
     if dim == 1:
-        fine_value, value, first, second = on_fine, on_grid[0], on_grid[1][None], on_grid[2][None, None]
-        spectrum, degree = coefficients, torch.arange(NODES)
+        fine_value, value, first, second = on_fine, slopes[0], slopes[1][None], slopes[2][None, None]
+        spectrum, degree, lesser = coefficients, torch.arange(NODES), torch.zeros(NODES)
     else:
-        fine_value, value = torch.kron(on_fine, on_fine), torch.kron(on_grid[0], on_grid[0])
-        first = torch.stack([torch.kron(on_grid[1], on_grid[0]), torch.kron(on_grid[0], on_grid[1])])
-        mixed = torch.kron(on_grid[1], on_grid[1])
-        second = torch.stack([torch.kron(on_grid[2], on_grid[0]), mixed, mixed, torch.kron(on_grid[0], on_grid[2])])
+        fine_value, value = torch.kron(on_fine, on_fine), torch.kron(slopes[0], slopes[0])
+        first = torch.stack([torch.kron(slopes[1], slopes[0]), torch.kron(slopes[0], slopes[1])])
+        mixed = torch.kron(slopes[1], slopes[1])
+        second = torch.stack([torch.kron(slopes[2], slopes[0]), mixed, mixed, torch.kron(slopes[0], slopes[2])])
         second = second.reshape(2, 2, *mixed.shape)
         spectrum = torch.kron(coefficients, coefficients)
-        degree = torch.maximum(torch.arange(NODES)[:, None], torch.arange(NODES)).flatten()
+        degrees = torch.cartesian_prod(torch.arange(NODES), torch.arange(NODES))
+        degree, lesser = degrees.amax(-1), degrees.amin(-1)
     log_weights, fine_log_weights = (_tensor(points, dim).log().sum(-1) for points in (weights, fine_weights))
-    rough = spectrum[degree >= NODES - 1]
-    found = _Rules(_tensor(nodes, dim), log_weights, fine_log_weights, fine_value, _tensor(grid, dim), value, first, second, rough)
+    high, bent = degree >= NODES - 2, spectrum[(degree >= 2) & (degree < NODES - 2)]
+    on_grid = _tensor(grid, dim), value, first, second
+    oblique = (lesser[high] > 0).double()[:, None]
+    found = _Rules(_tensor(nodes, dim), log_weights, fine_log_weights, fine_value, *on_grid, spectrum[high], oblique, bent)
     return _Rules(**{field.name: getattr(found, field.name).to(device) for field in fields(_Rules)})
 
 
@@ -84,6 +95,17 @@ def _gauss_legendre(order: int) -> tuple[Tensor, Tensor]:
     off_diagonal = k / (4 * k.square() - 1).sqrt()
     nodes, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
     return nodes, 2 * vectors[0].square()
+
+
+def _gauss_lobatto(order: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [-1, 1] with both ends: the inner nodes are eigenvalues of the Jacobi matrix of the weight 1 - t^2."""
+    k = torch.arange(1, order - 2, dtype=torch.float64)
+    off_diagonal = (k * (k + 2) / ((2 * k + 1) * (2 * k + 3))).sqrt()
+    inner = torch.linalg.eigvalsh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
+    nodes = torch.cat([inner.new_tensor([-1.0]), inner, inner.new_tensor([1.0])])
+    moments = torch.zeros_like(nodes)
+    moments[0] = 2.0  # the integrals of the Legendre polynomials
+    return nodes, torch.linalg.solve(_legendre(nodes).mT, moments)
 
 
 def _legendre(t: Tensor, derivative: int = 0) -> Tensor:
@@ -139,13 +161,12 @@ class Integral:
 
     Attributes:
         log_integral: (N,), float64.
-        error_bound: (N,), nats: -log(1 - r) for r the summed differences of parents and children, plus what cells without a parent could
-            hold, plus five times the mass of the box's outermost shells for what lies beyond, relative to the integral; inf where
-            nothing was found. The differences are those of the *parents*, so the error is commonly orders of magnitude smaller. It cannot
-            see a peak so narrow that log f is not near a polynomial of degree 4 on any cell that touches it, unless that cell is rough;
-            nor one outside the box beyond a shell without mass; nor a kink of log f between a cell's edge and its first node (a Laplace
-            density whose kink runs along the cells' edges came out 1e-3 nats off at a bound of 8e-5; kinks that run across them, as those
-            of rectifiers, did not); nor the rounding of log f itself.
+        error_bound: (N,), nats: -log(1 - r) for r, relative to the integral, the summed differences of parents and children, plus what
+            cells without a parent could hold, plus what kinks and jumps may leave, plus five times the mass of the box's outermost shells
+            for what lies beyond; inf where nothing was found. The differences are those of the *parents*, so the error of a smooth density
+            is commonly orders of magnitude smaller. It cannot see a peak so narrow that log f is not near a polynomial of degree 5 on any
+            cell that touches it, unless that cell is rough; nor one outside the box beyond a shell without mass; nor the rounding of log f
+            itself.
         num_evaluations: (N,), of log f.
         cells: The final cells, with the values at their nodes.
     """
@@ -334,20 +355,23 @@ class _Cubature:
         self.num_evaluations.index_add_(0, datum, torch.full_like(datum, log_f.shape[1]))
         log_half = half.log().sum(-1)
         log_integral = torch.logsumexp(log_f + self.rules.log_weights, -1) + log_half
-        log_fine, log_peak = self._interpolated(log_f)
+        log_fine, log_peak, log_kink = self._interpolated(log_f)
         log_fine = log_fine + log_half
         whole = torch.isfinite(log_f).all(-1)
         log_fine = torch.where(whole, log_fine, log_integral)  # no polynomial runs through -inf: the children tell
         hidden = torch.where(
             log_peak > log_f.amax(-1) + BETWEEN,
             log_peak + log_half + self.dim * math.log(2.0),
-            _log_difference(log_integral, log_fine),
+            torch.maximum(_log_difference(log_integral, log_fine), log_integral + log_kink),
         )
-        hidden = torch.where(whole, hidden, -torch.inf)
+        jump = log_f.amax(-1) + log_half + self.dim * math.log(2.0) + math.log(JUMP)
+        hidden = torch.where(whole, hidden, torch.where(torch.isfinite(log_f).any(-1), jump, -torch.inf))
         return Cells(datum, centre, half, log_f, level, log_integral, log_fine, log_integral), hidden
 
-    def _interpolated(self, log_f: Tensor) -> tuple[Tensor, Tensor]:
-        """log of the integral of the interpolated density over [-1, 1]^D, and how high log f may stand in the cell, (C,) each."""
+    def _interpolated(self, log_f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log of the interpolated density's integral over [-1, 1]^D, how high log f may stand in the cell, and the log of the part of the
+        integral that a kink may have falsified, (C,) each.
+        """
         rules = self.rules
         log_f = log_f.nan_to_num(neginf=0.0)  # such cells are left out by the caller
         values = log_f @ rules.value.mT
@@ -363,8 +387,13 @@ class _Cubature:
         step = (rules.grid[at] + torch.linalg.solve(safe, g).clamp(-4 / FINE, 4 / FINE)).clamp(-1, 1) - rules.grid[at]
         rise = (g * step).sum(-1) - 0.5 * torch.einsum("cd,cde,ce->c", step, curvature, step)
         gain = torch.where(concave, rise.clamp(min=0.0), 0.0)
-        rough = (log_f @ rules.rough.mT).abs().sum(-1)
-        return torch.logsumexp(log_f @ rules.fine_value.mT + rules.fine_log_weights, -1), best + gain + rough
+        carried = (log_f @ rules.rough.mT).abs()
+        rough = carried.sum(-1)
+        bent = (log_f @ rules.bent.mT).abs().sum(-1)
+        oblique = (2 * (carried @ rules.oblique)[:, 0]).clamp(max=rough)  # all of it, where half of the roughness is of both coordinates
+        wrong = KINK * (rough - oblique) + OBLIQUE * oblique
+        kink = torch.where(rough >= FALLS_OFF * bent, torch.expm1(wrong).clamp(max=1.0).log(), -torch.inf)
+        return torch.logsumexp(log_f @ rules.fine_value.mT + rules.fine_log_weights, -1), best + gain + rough, kink
 
 
 def _log_difference(a: Tensor, b: Tensor) -> Tensor:
@@ -421,6 +450,5 @@ def draws(cells: Cells, num_data: int, num_draws: int, generator: torch.Generato
 @functools.cache
 def _spectrum(dim: int, device: torch.device) -> Tensor:
     """The matrix from values at the nodes to Legendre coefficients, (Q, Q)."""
-    nodes, weights = _gauss_legendre(NODES)
-    one = (2 * torch.arange(NODES).double() + 1)[:, None] / 2 * (_legendre(nodes) * weights[:, None]).mT
+    one = torch.linalg.inv(_legendre(_gauss_lobatto(NODES)[0]))
     return (one if dim == 1 else torch.kron(one, one)).to(device)

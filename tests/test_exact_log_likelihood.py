@@ -82,6 +82,59 @@ def test_a_jump_of_the_density_is_narrowed_down():
     assert (found.log_integral - math.log(math.pi - 0.3)).abs().max() <= found.error_bound.max() < 1e-6
 
 
+def bent(kinks, slopes):
+    """log f of one dimension as a rectifier network makes it, -sum_j slopes_j |u - kinks_j|, and the log of its integral, piece by piece."""
+
+    def log_f(u):
+        return -(slopes * (u[..., None] - kinks).abs()).sum(-1)
+
+    order = kinks.argsort()
+    edges, heights = kinks[order], log_f(kinks[order])
+    outer = slopes.sum()
+    pieces = [heights[:1] - outer.log(), heights[-1:] - outer.log()]  # both tails
+    drop = heights[1:] - heights[:-1]
+    steep = drop.abs() > 1e-12
+    width = (edges[1:] - edges[:-1]).log()
+    relative = torch.where(steep, (torch.expm1(drop) / torch.where(steep, drop, 1.0)).log(), drop / 2)
+    return log_f, torch.logsumexp(torch.cat([*pieces, heights[:-1] + width + relative]), 0)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
+def test_kinks_anywhere_stay_below_the_bound(tolerance):
+    made = [bent(2 * torch.randn(12), torch.rand(12) + 0.05) for _ in range(100)]
+    found = cubature(lambda rows, u: torch.stack([made[int(r)][0](u[:, i, 0]) for i, r in enumerate(rows)], 1), 100, tolerance=tolerance)
+    error = (found.log_integral - torch.stack([truth for _, truth in made])).abs()
+    assert (error <= found.error_bound).all()
+    assert found.error_bound.max() < tolerance
+
+
+@pytest.mark.parametrize("degrees", [0.0, 1.0, 17.0, 45.0])
+def test_kinks_of_the_plane_stay_below_the_bound_along_the_axes_and_across(degrees):
+    """A product of two bent densities, turned: a turn leaves the integral as it is."""
+    made = [(bent(torch.randn(4), torch.rand(4) + 0.3), bent(torch.randn(4), torch.rand(4) + 0.3)) for _ in range(10)]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+
+    def log_f(rows, u):
+        first, second = cos * u[..., 0] + sin * u[..., 1], cos * u[..., 1] - sin * u[..., 0]
+        return torch.stack([made[int(r)][0][0](first[:, i]) + made[int(r)][1][0](second[:, i]) for i, r in enumerate(rows)], 1)
+
+    found = cubature(log_f, 10, 2, tolerance=1e-3)
+    error = (found.log_integral - torch.stack([one + other for (_, one), (_, other) in made])).abs()
+    assert (error <= found.error_bound).all()
+    assert found.error_bound.max() < 1e-3
+
+
+def test_a_kinks_error_is_below_its_share_of_the_roughness_wherever_it_lies():
+    """On one cell, (t - a)+ integrates to (1 - a)^2 / 2: the constants KINK and FALLS_OFF against every place of the kink."""
+    rules = quadrature._rules(1, torch.device("cpu"))
+    a = torch.linspace(-0.9999, 0.9999, 20_001)
+    ramp = (rules.nodes - a).clamp(min=0)  # (Q, places)
+    error = (rules.log_weights.exp() @ ramp - (1 - a).square() / 2).abs() / 2
+    rough, lower = (rules.rough @ ramp).abs().sum(0), (rules.bent @ ramp).abs().sum(0)
+    assert 0.9 * quadrature.KINK < (error / rough).max() < quadrature.KINK
+    assert quadrature.FALLS_OFF < (rough / lower).min() < 1.2 * quadrature.FALLS_OFF
+
+
 def test_a_datum_without_density_anywhere_has_no_bound():
     found = cubature(lambda rows, u: torch.full(u.shape[:2], -torch.inf))
     assert (found.log_integral == -torch.inf).all()
