@@ -49,8 +49,7 @@ from ppvae.analysis.predictive_check import KHatByLabel, PredictiveCheck, k_hat_
 from ppvae.analysis.probes import Probe, Probes, probe, probes
 from ppvae.analysis.rate_distortion import RateDistortion, rate_distortion
 from ppvae.analysis.refine import Refinement, refine
-from ppvae.analysis.report import report
-from ppvae.analysis.report_compare import compare_report
+from ppvae.analysis.report import compare_report, report
 from ppvae.analysis.to_arviz import to_arviz
 from ppvae.analysis.verdict import Verdict
 

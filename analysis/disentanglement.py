@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.analysis.estimate import as_lists
-from ppvae.analysis.latents_codes import Codes
+from ppvae.analysis.latents.codes import Codes
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, DataError, PpvaeError, check_count
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.analysis.estimate import Provenance, label, provenance
-from ppvae.analysis.latents_space import LatentSpace
+from ppvae.analysis.latents.space import LatentSpace
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, DataError, PpvaeError, check_count
 from ppvae.modules import Program

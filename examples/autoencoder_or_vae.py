@@ -39,7 +39,7 @@ from torch.nn.functional import pad
 import ppvae
 from ppvae import analysis, guides, models, nn
 from ppvae.analysis import latents, plots
-from ppvae.analysis.plots_style import TEN
+from ppvae.analysis.plots.style import TEN
 from ppvae.errors import UnreliableWarning
 
 DIMENSIONS = (2, 8)

@@ -15,7 +15,7 @@ from torch.distributions import transforms
 
 from ground_truth import linear_gaussian, poisson_gamma, with_posterior_precision
 from ppvae import noise
-from ppvae.analysis import plots_calibration
+from ppvae.analysis import plots
 from ppvae.analysis.calibration import DENSITY, LIKELIHOOD, calibration
 from ppvae.analysis.simulated import simulated
 from ppvae.analysis.uniformity import bands, ecdf, p_values, random_pit, random_ranks
@@ -351,7 +351,7 @@ def test_guide_with_an_auxiliary_site_has_no_coverage_but_a_verdict():
     assert found.calibrated and found.num_tests == 2
     assert found.coverage.isnan().all() and (found.joint_rank == -1).all()
     with pytest.raises(DataError, match="no coverage to draw"):
-        plots_calibration.coverage_curve(found)
+        plots.coverage_curve(found)
 
 
 def test_guide_through_a_transform_of_x_is_ranked_by_its_density():
@@ -434,7 +434,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, told):
 def test_rank_figure_names_the_faults_and_leaves_the_rest_grey():
     model, _, x = linear_gaussian()
     found = calibration(model, Faulty(model, dropped=True), template=x)
-    figure = plots_calibration.rank_ecdf(found)
+    figure = plots.rank_ecdf(found)
     told = [text.get_text() for text in figure.legends[0].get_texts()]
     assert told == ["95 % band, all curves", "others", LIKELIHOOD]
     curve = next(line for line in figure.axes[0].lines if line.get_label() == LIKELIHOOD)
@@ -446,7 +446,7 @@ def test_rank_figure_names_the_faults_and_leaves_the_rest_grey():
 def test_coverage_figure_draws_the_coverage():
     model, _, x = linear_gaussian()
     found = calibration(model, Faulty(model, scale=0.5), template=x, num_data=200)
-    (container,) = plots_calibration.coverage_curve(found).axes[0].containers
+    (container,) = plots.coverage_curve(found).axes[0].containers
     assert list(container[0].get_ydata()) == pytest.approx(found.coverage.tolist())
 
 

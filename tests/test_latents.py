@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ground_truth import linear_gaussian
 from ppvae.analysis import latents
-from ppvae.analysis.latents_space import LatentSpace
+from ppvae.analysis.latents.space import LatentSpace
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, ProgramError, ShapeError
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppvae.analysis import InferenceGaps, Provenance, plots, plots_calibration, plots_latents, plots_measures, plots_moves
+from ppvae.analysis import InferenceGaps, Provenance, plots
 from ppvae.errors import PpvaeError
 
 N = 4
@@ -203,5 +203,5 @@ def test_no_text_of_the_gap_figure_lies_over_another():
 
 
 def test_all_files_of_figures_share_one_style():
-    files = (plots_calibration, plots_latents, plots_measures, plots_moves)
+    files = (plots.calibration, plots.latents, plots.measures, plots.moves, plots.images)
     assert all(file.STYLE is plots.STYLE and file.WIDTH is plots.WIDTH for file in files)

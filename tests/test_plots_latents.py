@@ -17,7 +17,7 @@ import torch
 from ground_truth import linear_gaussian
 from ppvae import analysis
 from ppvae.analysis import latents, plots
-from ppvae.analysis.plots_mosaic import as_images, mosaic
+from ppvae.analysis.plots.mosaic import as_images, mosaic
 from ppvae.errors import DataError, PpvaeError, ShapeError
 from ppvae.importance import log_mean_exp
 from ppvae.stream import log_weights

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ground_truth import MeanField, correlated_posterior, linear_gaussian, poisson_gamma
-from ppvae.analysis import plots_calibration
+from ppvae.analysis import plots
 from ppvae.analysis.corrected import corrected
 from ppvae.analysis.posterior import posterior
 from ppvae.analysis.to_arviz import convergence
@@ -204,7 +204,7 @@ def test_record_of_chains_leaves_the_draws_out():
 def test_figure_shows_both_sets_of_draws_and_tells_of_chains_that_are_stuck():
     model, x, _ = correlated_posterior(0.5, num_data=2)
     found = posterior(model, x, guide=MeanField(model), num_chains=2, num_warmup=20, num_draws=8)
-    axes = plots_calibration.posterior_and_guide(found, 1).axes
+    axes = plots.posterior_and_guide(found, 1).axes
     scatter = {line.get_label(): line for line in axes[2].lines}
     assert list(scatter["posterior, HMC"].get_xdata()) == found.draws["z"][:, :, 1, 0].flatten().tolist()
     assert list(scatter["guide"].get_ydata()) == found.guide_draws["z"][:, :, 1, 1].flatten().tolist()

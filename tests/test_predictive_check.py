@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ground_truth import linear_gaussian
-from ppvae.analysis import Provenance, plots_calibration
+from ppvae.analysis import Provenance, plots
 from ppvae.analysis.log_likelihood import LogLikelihood
 from ppvae.analysis.predictive_check import k_hat_by_label, predictive_check
 from ppvae.errors import ArgumentError, DataError, ProgramError, ShapeError
@@ -240,7 +240,7 @@ def test_labels_of_other_data_are_refused():
 
 
 def test_figure_of_k_hat_has_a_bar_for_each_class():
-    (axes,) = plots_calibration.k_hat_by_label(k_hat_by_label(log_likelihood_of(K_HAT), LABELS)).axes
+    (axes,) = plots.k_hat_by_label(k_hat_by_label(log_likelihood_of(K_HAT), LABELS)).axes
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([100 / 3, 200 / 3, 100.0])
     assert [text.get_text() for text in axes.texts] == ["n = 3", "n = 3", "n = 1"]
 
@@ -248,7 +248,7 @@ def test_figure_of_k_hat_has_a_bar_for_each_class():
 @pytest.mark.parametrize(("event", "image_shape"), [((1, 3, 3), None), ((3, 3), None), ((9,), (3, 3))], ids=["channel", "image", "flat"])
 def test_figure_of_the_worst_data_shows_the_rows_with_their_values(event, image_shape):
     x = torch.rand(6, *event)
-    figure = plots_calibration.worst_data(x, [4, 1, 0, 5, 2, 3], torch.arange(6) - 10.0, image_shape=image_shape)
+    figure = plots.worst_data(x, [4, 1, 0, 5, 2, 3], torch.arange(6) - 10.0, image_shape=image_shape)
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in shown[:2]] == ["4\n−6.00", "1\n−9.00"]
     assert shown[0].images[0].get_array().tolist() == x[4].reshape(3, 3).tolist()
@@ -256,12 +256,12 @@ def test_figure_of_the_worst_data_shows_the_rows_with_their_values(event, image_
 
 def test_figure_of_worst_data_that_are_no_images_draws_lines():
     x = torch.rand(6, 12)
-    (axes,) = plots_calibration.worst_data(x, [4], torch.zeros(6), columns=1).axes
+    (axes,) = plots.worst_data(x, [4], torch.zeros(6), columns=1).axes
     assert list(axes.lines[0].get_ydata()) == x[4].tolist()
 
 
 def test_figure_of_worst_data_refuses_what_it_cannot_draw():
     with pytest.raises(DataError, match="images of 2 x 5 need 10"):
-        plots_calibration.worst_data(torch.rand(6, 12), [4], torch.zeros(6), image_shape=(2, 5))
+        plots.worst_data(torch.rand(6, 12), [4], torch.zeros(6), image_shape=(2, 5))
     with pytest.raises(ArgumentError, match="no row"):
-        plots_calibration.worst_data(torch.rand(6, 12), [], torch.zeros(6))
+        plots.worst_data(torch.rand(6, 12), [], torch.zeros(6))

@@ -17,11 +17,11 @@ from PIL import Image
 
 import ppvae
 from ppvae import analysis, guides, models, simulate
-from ppvae.analysis import report_explorer, report_facts, report_figures, report_verdicts
-from ppvae.analysis.report_compare import check_measures, pairs
-from ppvae.analysis.report_explorer import atlas
-from ppvae.analysis.report_record import record_of
-from ppvae.analysis.report_verdicts import BAD, CARE, GOOD, UNKNOWN
+from ppvae.analysis.report import explorer, facts, figures, verdicts
+from ppvae.analysis.report.explorer import atlas
+from ppvae.analysis.report.of_two import check_measures, pairs
+from ppvae.analysis.report.record import record_of
+from ppvae.analysis.report.verdicts import BAD, CARE, GOOD, UNKNOWN
 from ppvae.data import Data
 from ppvae.errors import DataError, MissingFileError, RunError
 from ppvae.run import CONFIG, template_of
@@ -80,7 +80,7 @@ def comparison(folder, other, tmp_path_factory):
 
 def test_trend_is_that_of_the_least_squares_line():
     # t = (-1.5, ..., 1.5): slope (-0.5 + 1.5) / 5 = 0.2; residuals (-0.2, 0.6, -0.6, 0.2), so its error is sqrt(0.8 / 2 / 5).
-    assert report_verdicts.trend([0, 1, 0, 1]) == pytest.approx((0.6, 3 * math.sqrt(0.08)))
+    assert verdicts.trend([0, 1, 0, 1]) == pytest.approx((0.6, 3 * math.sqrt(0.08)))
 
 
 def rising(gain, epochs=50):
@@ -106,7 +106,7 @@ def rising(gain, epochs=50):
     ids=["flat", "nearly", "nearly still", "rises", "past", "falls", "weighted", "noisy", "few", "diverged", "interrupted"],
 )
 def test_convergence_is_read_from_the_last_fifth(elbo, changed, level, words):
-    found = report_verdicts.converged(elbo, **{"held_out": True, "stopped": "finished", "epochs": 50, "beta": 1.0} | changed)
+    found = verdicts.converged(elbo, **{"held_out": True, "stopped": "finished", "epochs": 50, "beta": 1.0} | changed)
     assert (found.level, words in found.reason) == (level, True), found.reason
 
 
@@ -125,12 +125,12 @@ def test_convergence_is_read_from_the_last_fifth(elbo, changed, level, words):
     ids=["within two errors", "beyond", "below a quarter", "above a quarter", "gained nothing", "blunt", "better", "none"],
 )
 def test_overfitting_is_the_gap_to_other_rows(held_out, error, gained, level, answer):
-    found = report_verdicts.overfitted(-10.0, held_out, error, gained=gained)
+    found = verdicts.overfitted(-10.0, held_out, error, gained=gained)
     assert (found.level, found.answer) == (level, answer)
 
 
 def test_overfitting_tells_the_gap_with_its_error():
-    found = report_verdicts.overfitted(-10.0, -11.0, 0.1, gained=20)
+    found = verdicts.overfitted(-10.0, -11.0, 0.1, gained=20)
     assert "−10.00 on training and −11.00 on validation rows: 1.00 ± 0.10 nats apart; 5 % of what training gained" in found.reason
 
 
@@ -148,7 +148,7 @@ def test_overfitting_tells_the_gap_with_its_error():
     ids=["all", "half", "less", "none", "empty", "little", "unmeasured"],
 )
 def test_collapse_is_told_by_active_units_and_rate(active, units, rate, level):
-    assert report_verdicts.collapsed(active, units, rate).level == level
+    assert verdicts.collapsed(active, units, rate).level == level
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_collapse_is_told_by_active_units_and_rate(active, units, rate, level):
     ids=["all but 5 %", "fewer", "four of five", "fewer still", "not held against anything", "unmeasured"],
 )
 def test_log_likelihood_is_believed_by_its_trusted_share(trusted, second, level):
-    assert report_verdicts.weights(trusted, num_data=100, above=0.1, threshold=0.7, second=second).level == level
+    assert verdicts.weights(trusted, num_data=100, above=0.1, threshold=0.7, second=second).level == level
 
 
 def test_weights_tell_k_hat_the_second_proposal_and_what_is_missing():
-    found = report_verdicts.weights(0.5, num_data=200, above=0.25, threshold=0.67, second="refined", excess=1.5)
+    found = verdicts.weights(0.5, num_data=200, above=0.25, threshold=0.67, second="refined", excess=1.5)
     for words in ("50.0 % of 200", "(refined)", "above 0.67 at 25.0 %", "at least 1.50 nats"):
         assert words in found.reason
 
@@ -179,7 +179,7 @@ def test_weights_tell_k_hat_the_second_proposal_and_what_is_missing():
     ids=["counting", "Lebesgue", "relaxed", "unmeasured"],
 )
 def test_a_relaxed_measure_is_no_probability(measure, level):
-    assert report_verdicts.probability(measure).level == level
+    assert verdicts.probability(measure).level == level
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_relaxed_measure_is_no_probability(measure, level):
     ids=["sure", "the other", "likely", "undecided", "untrusted", "ELBO", "equal", "none"],
 )
 def test_better_is_a_paired_difference_beyond_its_error(value, trusted, level, answer):
-    found = report_verdicts.better(value, 0.1, ("a", "b"), trusted=trusted)
+    found = verdicts.better(value, 0.1, ("a", "b"), trusted=trusted)
     assert (found.level, found.answer) == (level, answer)
 
 
@@ -205,7 +205,7 @@ def test_better_is_a_paired_difference_beyond_its_error(value, trusted, level, a
     ("value", "text"), [(-0.001, "0.00"), (-1234.5, "−1,234.50"), (math.nan, "not a number")], ids=["zero", "large", "nan"]
 )
 def test_numbers_have_a_minus_sign_and_no_negative_zero(value, text):
-    assert report_verdicts.number(value) == text
+    assert verdicts.number(value) == text
 
 
 # The page.
@@ -300,7 +300,7 @@ def test_sentences_have_the_numbers_of_the_results(page, folder):
     found = json.loads((folder / "results" / "log_likelihood-test.json").read_text())
     share = 100 * np.mean(found["trusted"])
     assert f"{share:.1f} % of {ROWS} data are trusted" in text
-    assert report_verdicts.number(found["mean"]["value"]) in text
+    assert verdicts.number(found["mean"]["value"]) in text
     last = json.loads((folder / "history.jsonl").read_text().splitlines()[-1])
     assert f"{last['active_units']} of 4 latent units" in text
 
@@ -318,8 +318,8 @@ def test_the_same_folder_gives_the_same_bytes(page, again):
 @pytest.fixture
 def plain(monkeypatch):
     """Pages without what is computed for them: their words and numbers are the same, in less time."""
-    monkeypatch.setattr(report_figures, "from_programs", lambda *_: iter(()))
-    monkeypatch.setattr(report_explorer, "atlas", lambda *_: None)
+    monkeypatch.setattr(figures, "from_programs", lambda *_: iter(()))
+    monkeypatch.setattr(explorer, "atlas", lambda *_: None)
 
 
 def test_page_stands_in_the_run_folder_by_default(plain, folder):
@@ -387,8 +387,8 @@ def test_defaults_of_the_config_are_those_of_fit(tmp_path, digits):
     guide = guides.DiagonalNormal(ppvae.nn.MLP(64, [2], 2), latent_dim=1).float()
     ppvae.fit(model, guide, digits.train[:128], epochs=1, out=tmp_path / "run")
     config = record_of(tmp_path / "run").config
-    assert report_facts.differences(config) == []
-    assert report_facts.differences(config | {"clip_norm": 1.0}) == [("clip_norm", "1.0", "None")]
+    assert facts.differences(config) == []
+    assert facts.differences(config | {"clip_norm": 1.0}) == [("clip_norm", "1.0", "None")]
 
 
 def test_the_command_of_a_run_is_written_in_full():
@@ -401,7 +401,7 @@ def test_the_command_of_a_run_is_written_in_full():
         "patience": None,
         "image_shape": [8, 8],
     }
-    assert report_facts.train(command) == "ppvae train --data 'my data.npy' --no-flatten --hidden 64 32 --lr 0.001"
+    assert facts.train(command) == "ppvae train --data 'my data.npy' --no-flatten --hidden 64 32 --lr 0.001"
 
 
 # The atlas.

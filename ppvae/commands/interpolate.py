@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ppvae.analysis import latents, plots
-from ppvae.analysis.latents_paths import KINDS
+from ppvae.analysis.latents.paths import KINDS
 from ppvae.commands.encode import npz
 from ppvae.commands.folders import run_and_data, save_figure
 from ppvae.options import Interpolate, chosen

@@ -10,17 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppvae.analysis import report_facts, report_verdicts
 from ppvae.analysis.compare import Comparison, compare
-from ppvae.analysis.report import findings
-from ppvae.analysis.report_facts import Number
-from ppvae.analysis.report_record import Record, mean, record_of, shown_rows
-from ppvae.analysis.report_verdicts import Finding, number, small
+from ppvae.analysis.report import facts, verdicts
+from ppvae.analysis.report.facts import Number
+from ppvae.analysis.report.of_run import findings
+from ppvae.analysis.report.record import Record, mean, record_of, shown_rows
+from ppvae.analysis.report.verdicts import Finding, number, small
 from ppvae.errors import DataError, PpvaeError
 from ppvae.run import load, template_of
 
 if TYPE_CHECKING:
-    from ppvae.analysis.report_figures import Shown
+    from ppvae.analysis.report.figures import Shown
 
 Maker = Callable[[], "Shown"]
 
@@ -62,30 +62,30 @@ def compare_report(a: str | Path, b: str | Path, *, out: str | Path | None = Non
         RunError: One of them holds no run, or the page cannot be written.
         DataError: The results of one are under a relaxed measure, those of the other under a true one.
     """
-    from ppvae.analysis import report_figures, report_page  # matplotlib and jinja2: loaded for a page alone
+    from ppvae.analysis.report import figures, page  # matplotlib and jinja2: loaded for a page alone
 
     records = (record_of(a), record_of(b))
     check_measures(*records)
     names = _names(*records)
     paired = pairs(*records)
-    figures, missing = report_figures.attempt(_together(records, names, paired))
+    together, missing = figures.attempt(_together(records, names, paired))
     if not paired:
         missing.append("paired differences: the runs have no results of one kind on the same rows")
-    beside, without = report_figures.attempt(_beside(records, names))
-    verdicts = [findings(record) for record in records]
-    return report_page.write(
+    beside, without = figures.attempt(_beside(records, names))
+    judged = [findings(record) for record in records]
+    return page.write(
         "compare.html",
         Path(out) if out is not None else records[0].folder / f"compare-{records[1].name}.html",
         names=names,
         folders=[str(record.folder) for record in records],
         finding=verdict(records, names, paired),
-        verdicts=list(zip(*verdicts, strict=True)),
+        verdicts=list(zip(*judged, strict=True)),
         paired=paired,
         unlike=_unlike(*records),
-        figures=figures,
+        figures=together,
         beside=beside,
         missing=missing + without,
-        commands=[*report_facts.commands(records[0])[:-1], *report_facts.commands(records[1])[:-1], _command(records)],
+        commands=[*facts.commands(records[0])[:-1], *facts.commands(records[1])[:-1], _command(records)],
     )
 
 
@@ -125,12 +125,12 @@ def verdict(records: Sequence[Record], names: tuple[str, str], paired: Sequence[
     """Which is better, by log p(x) of test rows where there is one, else by what there is."""
     again = " and ".join(f"ppvae evaluate {shlex.quote(str(record.folder))} --split test" for record in records)
     if not paired:
-        return report_verdicts.better(None, math.nan, names, command=again)
+        return verdicts.better(None, math.nan, names, command=again)
     first = next((one for one in paired if one.what == paired[0].what and one.over == "test"), paired[0])
     mean_ = first.found.mean
     error = math.hypot(0.0 if math.isnan(mean_.data_se) else mean_.data_se, mean_.mc_se)
     trusted = [mean(result.trusted) for result in first.results] if first.what == "log p(x)" else []
-    return report_verdicts.better(
+    return verdicts.better(
         mean_.value,
         error,
         names,
@@ -141,21 +141,21 @@ def verdict(records: Sequence[Record], names: tuple[str, str], paired: Sequence[
 
 
 def _together(records: Sequence[Record], names: tuple[str, str], paired: Sequence[Paired]) -> Iterator[Maker]:
-    from ppvae.analysis import plots_runs
-    from ppvae.analysis.report_figures import Shown, svg
+    from ppvae.analysis.plots import two_runs
+    from ppvae.analysis.report.figures import Shown, svg
 
     yield lambda: Shown(
         "Both curves",
         "Validation rows as lines, training rows dashed. Compare where both are flat.",
         f"ELBO by epoch of {names[0]} and {names[1]}",
-        svg(plots_runs.curves_of_two([record.history for record in records], names)),
+        svg(two_runs.curves_of_two([record.history for record in records], names)),
     )
     for one in paired[:1]:
         yield lambda one=one: Shown(  # type: ignore[misc]
             f"Difference by datum ({one.over})",
             f"Right of zero {names[0]} is higher. The error of the mean is that of these {len(one.found.pointwise):,} differences.",
             f"Histogram of the difference in {one.what}",
-            svg(plots_runs.paired_differences(one.found, names, one.what)),
+            svg(two_runs.paired_differences(one.found, names, one.what)),
         )
 
 
@@ -174,14 +174,14 @@ def _beside(records: Sequence[Record], names: tuple[str, str]) -> Iterator[Maker
 def _of_one(record: Record, name: str, rows: Any) -> Iterator[Maker]:
     from dataclasses import replace
 
-    from ppvae.analysis import report_figures
+    from ppvae.analysis.report import figures
 
     try:
         run = load(record.folder)
     except PpvaeError as error:
         yield partial(_without, error.problem)
         return
-    for make in report_figures.pictures(record, run.model, run.guide, template_of(record.folder), rows):
+    for make in figures.pictures(record, run.model, run.guide, template_of(record.folder), rows):
         yield lambda make=make: replace(shown := make(), title=f"{shown.title}: {name}")  # type: ignore[misc]
 
 
@@ -196,10 +196,10 @@ def _names(a: Record, b: Record) -> tuple[str, str]:
 def _unlike(a: Record, b: Record) -> list[tuple[str, str, str]]:
     """Config and programs that differ."""
     one, other = (
-        {side: report_facts.program(record.programs[side]) if side in record.programs else None for side in ("model", "guide")}
+        {side: facts.program(record.programs[side]) if side in record.programs else None for side in ("model", "guide")}
         for record in (a, b)
     )
-    return report_facts.unlike(one, other) + report_facts.unlike(a.config, b.config)
+    return facts.unlike(one, other) + facts.unlike(a.config, b.config)
 
 
 def _command(records: Sequence[Record]) -> str:

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ppvae.analysis.latents_attributes import AttributeEdit
-from ppvae.analysis.latents_moves import Traversal
-from ppvae.analysis.latents_paths import Interpolation
-from ppvae.analysis.latents_quality import AverageImages, Origin
-from ppvae.analysis.plots_mosaic import as_images, draw, grey_limits, mosaic
-from ppvae.analysis.plots_style import BLACK, BLUE, STYLE, VERMILION, WIDTH, Array, array, signed
+from ppvae.analysis.latents.attributes import AttributeEdit
+from ppvae.analysis.latents.moves import Traversal
+from ppvae.analysis.latents.paths import Interpolation
+from ppvae.analysis.latents.quality import AverageImages, Origin
+from ppvae.analysis.plots.mosaic import as_images, draw, grey_limits, mosaic
+from ppvae.analysis.plots.style import BLACK, BLUE, STYLE, VERMILION, WIDTH, Array, array, signed
 
 KINDS = {"straight": (BLACK, "-"), "spherical": (VERMILION, "--"), "density": (BLUE, "-.")}
 Shape = tuple[int, int] | None

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ppvae.analysis.bounds import Bounds
-from ppvae.analysis.latents_attributes import AttributeEffect
-from ppvae.analysis.latents_paths import Continuity
-from ppvae.analysis.latents_quality import Completeness
+from ppvae.analysis.latents.attributes import AttributeEffect
+from ppvae.analysis.latents.paths import Continuity
+from ppvae.analysis.latents.quality import Completeness
 from ppvae.analysis.log_likelihood import LogLikelihood
-from ppvae.analysis.plots_style import BLACK, BLUE, GREY, ORANGE, STYLE, UMBER, VERMILION, WIDTH, Array, array, signed
+from ppvae.analysis.plots.style import BLACK, BLUE, GREY, ORANGE, STYLE, UMBER, VERMILION, WIDTH, Array, array, signed
 from ppvae.errors import DataError
 
 BINS = 40

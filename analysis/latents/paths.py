@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.analysis.estimate import Provenance, as_lists, label, provenance
-from ppvae.analysis.latents_space import LatentSpace, subset
+from ppvae.analysis.latents.space import LatentSpace, subset
 from ppvae.batches import Batch
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, ShapeError, check_count

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppvae.analysis.plots_style import WIDTH, Array
+from ppvae.analysis.plots.style import WIDTH, Array
 from ppvae.errors import DataError
 
 CELL, GUTTER = 48, 3  # an image's side, in points of the mosaic at least, and what lies between two

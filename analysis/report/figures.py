@@ -17,8 +17,8 @@ from ppvae import simulate
 from ppvae.analysis import latents, plots
 from ppvae.analysis.latent_usage import latent_usage
 from ppvae.analysis.log_likelihood import LogLikelihood
-from ppvae.analysis.plots_style import STYLE
-from ppvae.analysis.report_record import Record
+from ppvae.analysis.plots.style import STYLE
+from ppvae.analysis.report.record import Record
 from ppvae.batches import Batch
 from ppvae.data import Data
 from ppvae.errors import PpvaeError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppvae.analysis.estimate import Provenance, as_lists, label, provenance
-from ppvae.analysis.latents_space import LatentSpace
+from ppvae.analysis.latents.space import LatentSpace
 from ppvae.batches import Batch
 from ppvae.data import Data
 from ppvae.evaluation import ACTIVE

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from ppvae.analysis.estimate import Estimate, Provenance, mean_of
-from ppvae.analysis.report_record import Record
-from ppvae.analysis.report_verdicts import number, small
+from ppvae.analysis.report.record import Record
+from ppvae.analysis.report.verdicts import number, small
 
 # What `fit` does unless told otherwise, as config.json words it. Held to its signature by a test.
 DEFAULTS: dict[str, Any] = {

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ppvae.analysis.dimension import CorrelationDimension
 from ppvae.analysis.disentanglement import Disentanglement
-from ppvae.analysis.plots_style import BLACK, BLUE, GREY, ORANGE, STYLE, VERMILION, WIDTH, array
+from ppvae.analysis.plots.style import BLACK, BLUE, GREY, ORANGE, STYLE, VERMILION, WIDTH, array
 from ppvae.analysis.probes import Probes
 from ppvae.analysis.rate_distortion import RateDistortion
 

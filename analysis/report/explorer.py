@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ppvae.analysis.latents_space import LatentSpace
-from ppvae.analysis.plots_style import TEN
-from ppvae.analysis.report_record import Record
+from ppvae.analysis.latents.space import LatentSpace
+from ppvae.analysis.plots.style import TEN
+from ppvae.analysis.report.record import Record
 from ppvae.data import Data
 from ppvae.errors import ProgramError
 

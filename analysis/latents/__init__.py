@@ -5,7 +5,7 @@ Every function takes programs, runs any measurable pair, and returns a frozen re
 
 from __future__ import annotations
 
-from ppvae.analysis.latents_attributes import (
+from ppvae.analysis.latents.attributes import (
     AttributeEdit,
     AttributeEffect,
     AttributeVector,
@@ -13,11 +13,11 @@ from ppvae.analysis.latents_attributes import (
     attribute_vector,
     edit,
 )
-from ppvae.analysis.latents_codes import AggregatedPosterior, Codes, aggregated_posterior, codes
-from ppvae.analysis.latents_discriminant import Discriminant, discriminant
-from ppvae.analysis.latents_moves import PriorGrid, Traversal, prior_grid, traversal
-from ppvae.analysis.latents_paths import Continuity, Interpolation, continuity, interpolate, slerp
-from ppvae.analysis.latents_quality import AverageImages, Completeness, Origin, average_images, completeness, origin
+from ppvae.analysis.latents.codes import AggregatedPosterior, Codes, aggregated_posterior, codes
+from ppvae.analysis.latents.discriminant import Discriminant, discriminant
+from ppvae.analysis.latents.moves import PriorGrid, Traversal, prior_grid, traversal
+from ppvae.analysis.latents.paths import Continuity, Interpolation, continuity, interpolate, slerp
+from ppvae.analysis.latents.quality import AverageImages, Completeness, Origin, average_images, completeness, origin
 
 __all__ = [
     "AggregatedPosterior",

@@ -11,18 +11,18 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppvae.analysis import report_facts, report_verdicts
 from ppvae.analysis.log_likelihood import LogLikelihood
-from ppvae.analysis.report_record import Record, mean, record_of, shown_rows
-from ppvae.analysis.report_verdicts import BAD, CARE, UNKNOWN, Finding, number, small
+from ppvae.analysis.report import facts, verdicts
+from ppvae.analysis.report.record import Record, mean, record_of, shown_rows
+from ppvae.analysis.report.verdicts import BAD, CARE, UNKNOWN, Finding, number, small
 from ppvae.data import Data, Splits
 from ppvae.errors import PpvaeError, RelaxedMeasureWarning
 from ppvae.modules import Program
 from ppvae.run import Run, load, template_of
 
 if TYPE_CHECKING:
-    from ppvae.analysis.report_explorer import Atlas
-    from ppvae.analysis.report_figures import Shown
+    from ppvae.analysis.report.explorer import Atlas
+    from ppvae.analysis.report.figures import Shown
 
 HELD_OUT = ("validation", "test")
 LEAST_MEASURED = 1000  # training rows that each epoch is measured on, where there are so many
@@ -54,11 +54,11 @@ def report(
         RunError: It holds no run, or the page cannot be written.
         DataError: Data that were named cannot be read.
     """
-    from ppvae.analysis import report_figures, report_page  # matplotlib and jinja2: loaded for a page alone
+    from ppvae.analysis.report import figures, page  # matplotlib and jinja2: loaded for a page alone
 
     record = record_of(run_folder)
     rows, sizes, absent = shown_rows(record, data)
-    figures, missing = report_figures.attempt(report_figures.measured(record))
+    shown, missing = figures.attempt(figures.measured(record))
     missing += [f"whatever needs data: {absent}"] if absent else []
     explorer: Atlas | None = None
     try:
@@ -70,25 +70,25 @@ def report(
             warnings.simplefilter("ignore", RelaxedMeasureWarning)  # the verdict says it, where anything was measured
             more, without = _shown(record, run, rows)
             explorer, why = _explorer(record, run, rows)
-        figures, missing = figures + more, [*missing, *without, *why]
-    return report_page.write(
+        shown, missing = shown + more, [*missing, *without, *why]
+    return page.write(
         "report.html",
         Path(out) if out is not None else record.folder / NAME,
         name=record.name,
         subtitle=_subtitle(record),
         learned=learned(record),
         findings=findings(record),
-        rows=report_facts.table(record),
+        rows=facts.table(record),
         unmeasured=_unmeasured(record),
         unread=record.results.unread,
         atlas=explorer,
-        figures=figures,
+        figures=shown,
         missing=missing,
-        facts=report_facts.facts(record, sizes),
-        differences=report_facts.differences(record.config),
-        commands=report_facts.commands(record),
+        facts=facts.facts(record, sizes),
+        differences=facts.differences(record.config),
+        commands=facts.commands(record),
         python=record.command is None,
-        provenance=report_facts.provenance(record),
+        provenance=facts.provenance(record),
     )
 
 
@@ -102,9 +102,9 @@ def findings(record: Record) -> list[Finding]:
     return [
         _converged(record),
         _overfitted(record, evaluate),
-        report_verdicts.collapsed(kept.get("active_units"), kept.get("units"), kept.get("rate")),
+        verdicts.collapsed(kept.get("active_units"), kept.get("units"), kept.get("rate")),
         _weights(record, evaluate),
-        report_verdicts.probability(measure, evaluate),
+        verdicts.probability(measure, evaluate),
     ]
 
 
@@ -114,14 +114,14 @@ def learned(record: Record) -> list[str]:
     lines = []
     if results.log_likelihood:
         found = chosen(results.log_likelihood)
-        over = report_facts.data_of(found.source)
+        over = facts.data_of(found.source)
         if _weights(record, "").level == BAD:
             lines.append(f"On {over}, log p(x) lies above {_estimate(found.mean)} nats: a bound, not the value.")
         else:
             lines.append(f"log p(x) = {_estimate(found.mean)} nats on {over}.")
     elif results.elbo:
         bound = chosen(results.elbo)
-        lines.append(f"ELBO = {_estimate(bound.mean)} nats on {report_facts.data_of(bound.source)}; log p(x) lies above it.")
+        lines.append(f"ELBO = {_estimate(bound.mean)} nats on {facts.data_of(bound.source)}; log p(x) lies above it.")
     elif record.kept:
         lines.append(
             f"The ELBO of training rows is {number(record.kept.get('train_elbo', math.nan))} nats. Nothing was measured after training."
@@ -131,7 +131,7 @@ def learned(record: Record) -> list[str]:
         lost = {name: number(gaps.mean(name).value) for name in ("inference", "approximation", "amortization")}
         lines.append(
             f"The ELBO is {lost['inference']} nats below log p(x): {lost['approximation']} by the guide's family, "
-            f"{lost['amortization']} by its encoder ({report_facts.data_of(gaps.source)})."
+            f"{lost['amortization']} by its encoder ({facts.data_of(gaps.source)})."
         )
     found_all = findings(record)
     for level, words in ((BAD, "Do not believe"), (CARE, "Take care"), (UNKNOWN, "Not measured")):
@@ -150,10 +150,8 @@ def _converged(record: Record) -> Finding:
     held_out = bool(record.history) and "validation_elbo" in record.history[0]
     elbo = [row.get("validation_elbo" if held_out else "train_elbo", math.nan) for row in record.history]
     beta = float(record.history[-1].get("beta", 1.0)) if record.history else 1.0
-    again = f"{report_facts.train(record.command)} --resume" if record.command is not None else "ppvae.fit(..., resume=True)"
-    return report_verdicts.converged(
-        elbo, held_out=held_out, stopped=record.stopped, epochs=record.config["epochs"], beta=beta, command=again
-    )
+    again = f"{facts.train(record.command)} --resume" if record.command is not None else "ppvae.fit(..., resume=True)"
+    return verdicts.converged(elbo, held_out=held_out, stopped=record.stopped, epochs=record.config["epochs"], beta=beta, command=again)
 
 
 def _overfitted(record: Record, evaluate: str) -> Finding:
@@ -165,14 +163,14 @@ def _overfitted(record: Record, evaluate: str) -> Finding:
     if "validation_elbo" in kept:
         size = record.config["validation"]["num_data"]
         error = kept["validation_elbo_se"] * _both(size, max(measured, min(size, record.config["data"]["num_data"])))
-        return report_verdicts.overfitted(training, kept["validation_elbo"], error, gained=gained)
+        return verdicts.overfitted(training, kept["validation_elbo"], error, gained=gained)
     for over in HELD_OUT:
         found = record.results.elbo.get(over)
         if found is not None:
             error = found.mean.data_se * _both(len(found.pointwise), measured)
             more = f"{evaluate} --split {over}"
-            return report_verdicts.overfitted(training, found.mean.value, error, gained=gained, which=over, command=more)
-    return report_verdicts.overfitted(None, None, math.nan, gained=gained, command=f"{evaluate} --split test")
+            return verdicts.overfitted(training, found.mean.value, error, gained=gained, which=over, command=more)
+    return verdicts.overfitted(None, None, math.nan, gained=gained, command=f"{evaluate} --split test")
 
 
 def _both(held_out: int, training: int) -> float:
@@ -182,14 +180,14 @@ def _both(held_out: int, training: int) -> float:
 
 def _weights(record: Record, evaluate: str) -> Finding:
     if not record.results.log_likelihood:
-        return report_verdicts.weights(None, command=evaluate)
+        return verdicts.weights(None, command=evaluate)
     found = chosen(record.results.log_likelihood)
     size = f" --num-data {len(found.pointwise)}" if "[" in str(found.source.data.get("split", "")) else ""
-    return report_verdicts.weights(**trust(found), command=f"{evaluate}{size} --tolerance 0.05")
+    return verdicts.weights(**trust(found), command=f"{evaluate}{size} --tolerance 0.05")
 
 
 def trust(found: LogLikelihood) -> dict[str, Any]:
-    """What there is to say of an estimate's weights, as ``report_verdicts.weights`` takes it."""
+    """What there is to say of an estimate's weights, as ``verdicts.weights`` takes it."""
     there = found.k_hat[~found.k_hat.isnan()]
     excess = 0.0
     if found.verdict is not None:
@@ -205,13 +203,13 @@ def trust(found: LogLikelihood) -> dict[str, Any]:
 
 
 def _shown(record: Record, run: Run, rows: Data | None) -> tuple[list[Shown], list[str]]:
-    from ppvae.analysis import report_figures
+    from ppvae.analysis.report import figures
 
-    return report_figures.attempt(report_figures.from_programs(record, run.model, run.guide, template_of(record.folder), rows))
+    return figures.attempt(figures.from_programs(record, run.model, run.guide, template_of(record.folder), rows))
 
 
 def _explorer(record: Record, run: Run, rows: Data | None) -> tuple[Atlas | None, list[str]]:
-    from ppvae.analysis.report_explorer import atlas
+    from ppvae.analysis.report.explorer import atlas
 
     if rows is None:
         return None, []

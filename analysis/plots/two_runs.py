@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ppvae.analysis.compare import Comparison
-from ppvae.analysis.plots_style import BLACK, BLUE, GREY, STYLE, VERMILION, WIDTH
+from ppvae.analysis.plots.style import BLACK, BLUE, GREY, STYLE, VERMILION, WIDTH
 
 EARLY = 20  # the first of so many parts of the epochs may leave the axis: what follows is what is compared
 

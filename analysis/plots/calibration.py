@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ppvae.analysis.calibration import DENSITY, LIKELIHOOD, Calibration
-from ppvae.analysis.plots_style import BLACK, BLUE, GREEN, GREY, ORANGE, STYLE, VERMILION, WIDTH, Array
+from ppvae.analysis.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, STYLE, VERMILION, WIDTH, Array
 from ppvae.analysis.posterior import Posterior
 from ppvae.analysis.predictive_check import KHatByLabel
 from ppvae.analysis.uniformity import bands, ecdf

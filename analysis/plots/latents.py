@@ -14,8 +14,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from ppvae.analysis.latent_usage import LatentUsage
-from ppvae.analysis.latents_codes import AggregatedPosterior, Codes
-from ppvae.analysis.plots_style import BLACK, BLUE, GREY, ORANGE, STYLE, TEN, WIDTH, Array, array
+from ppvae.analysis.latents.codes import AggregatedPosterior, Codes
+from ppvae.analysis.plots.style import BLACK, BLUE, GREY, ORANGE, STYLE, TEN, WIDTH, Array, array
 from ppvae.errors import DataError, ShapeError
 from ppvae.evaluation import ACTIVE
 

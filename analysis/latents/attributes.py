@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.analysis.estimate import Provenance, as_lists, label, provenance
-from ppvae.analysis.latents_discriminant import discriminant
-from ppvae.analysis.latents_space import Labels, LatentSpace, labels_of, subset
+from ppvae.analysis.latents.discriminant import discriminant
+from ppvae.analysis.latents.space import Labels, LatentSpace, labels_of, subset
 from ppvae.batches import Batch
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, ShapeError, check_count

@@ -1,0 +1,6 @@
+"""One self-contained page of a run, or of two: what was learned and what not to believe, with figures and the commands behind them."""
+
+from ppvae.analysis.report.of_run import report
+from ppvae.analysis.report.of_two import compare_report
+
+__all__ = ["compare_report", "report"]
