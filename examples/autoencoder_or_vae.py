@@ -16,10 +16,8 @@ towards 0: the KL grows as -d log sigma, the slope within 5 % of -d from sigma =
     python examples/autoencoder_or_vae.py --out runs/autoencoder-or-vae        # two minutes; --quick: seconds
 """
 
-import argparse
 import copy
 import functools
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -36,7 +34,9 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.nn.functional import pad
 
+import experiment
 import ppvae
+from experiment import Claims, mean_and_se
 from ppvae import analysis, guides, models, nn
 from ppvae.analysis import latents, plots
 from ppvae.analysis.plots.style import TEN
@@ -165,10 +165,6 @@ def holes(draws: Tensor, train: Tensor, held_out: Tensor) -> tuple[float, float]
     return share, math.sqrt(share * (1 - share) / len(draws))
 
 
-def mean_and_se(values: Tensor) -> tuple[float, float]:
-    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
-
-
 @torch.no_grad()
 def cross_entropy(model: Any, codes: Tensor, x: Tensor) -> Tensor:
     """-log p(x | mean code), (N,)."""
@@ -294,7 +290,7 @@ def table(rows: Sequence[Row], ends: dict[str, Any], scales: Sequence[Forced]) -
     return "\n".join(lines)
 
 
-def claims(rows: Sequence[Row], vae: dict[str, Any], ends: dict[str, Any], scales: Sequence[Forced]) -> dict[str, tuple[bool, str]]:
+def claims(rows: Sequence[Row], vae: dict[str, Any], ends: dict[str, Any], scales: Sequence[Forced]) -> Claims:
     """Claim -> whether it was seen, and the numbers. ``vae``: rate and distortion of training data at the dimension of the extremes."""
     plain, variational = ([r for r in rows if r.program == name] for name in ("autoencoder", "VAE"))
 
@@ -389,10 +385,7 @@ def figure(rows: Sequence[Row], shown: dict[tuple[str, int], dict[str, Any]], sc
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/autoencoder-or-vae"), help="pairs trained there are not trained again")
-    parser.add_argument("--quick", action="store_true", help="a few epochs: shows that it works")
-    options = parser.parse_args(arguments)
+    options = experiment.options(__doc__, "autoencoder-or-vae", arguments)
     data = ppvae.data.load("digits", binarize="threshold")
     effort = Effort(3, 2, 100, 20, 4) if options.quick else Effort(100, 40, 2000, 300, 100)
     dims = (2,) if options.quick else DIMENSIONS
@@ -407,22 +400,16 @@ def main(arguments: list[str] | None = None) -> None:
     seen = analysis.elbo(*pairs["VAE", dims[-1]], data.train, num_particles=effort.num_particles)
     vae = {"rate": seen.rate.mean().item(), "distortion": seen.distortion.mean().item()}
     scales = [forced(dim, data, effort, options.out) for dim in dims]
-    told = claims(rows, vae, ends, scales)
-    lines = [f"{'seen' if held else 'NOT SEEN'}: {claim}: {numbers}" for claim, (held, numbers) in told.items()]
-    text = "\n".join([table(rows, ends, scales), "", *lines])
-    print(text)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "autoencoder-or-vae.txt").write_text(text + "\n")
-    plots.save(figure(rows, shown, scales), options.out / "autoencoder-or-vae.png")
     record = {
         "effort": asdict(effort),
         "rows": [asdict(r) for r in rows],
         "vae": vae,
         "extremes": ends,
         "forced": [asdict(f) for f in scales],
-        "claims": {claim: {"seen": held, "numbers": numbers} for claim, (held, numbers) in told.items()},
     }
-    (options.out / "autoencoder-or-vae.json").write_text(json.dumps(record, indent=1))  # last: that it is there says finished
+    experiment.finish(
+        options.out, "autoencoder-or-vae", table(rows, ends, scales), claims(rows, vae, ends, scales), figure(rows, shown, scales), record
+    )
 
 
 if __name__ == "__main__":

@@ -15,11 +15,9 @@ batch, up to rounding, and trained by it the pair collapses. (6) The KL at beta 
     python examples/beta_sweep.py --out runs/beta-sweep        # three minutes; --quick: seconds
 """
 
-import argparse
 import copy
 import functools
 import itertools
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -34,9 +32,11 @@ from matplotlib.figure import Figure
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Normal
-from torch.nn.functional import binary_cross_entropy_with_logits, pad
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+import experiment
 import ppvae
+from experiment import Claims, strips
 from ppvae import analysis, guides, models, nn
 from ppvae.analysis import latents, plots
 from ppvae.errors import UnreliableWarning
@@ -268,7 +268,7 @@ def steps_of(per_datum: Sequence[dict[str, Tensor]], name: str) -> list[tuple[fl
 
 def claims(
     sweep: Sequence[Point], per_datum: Sequence[dict[str, Tensor]], slip: Point, equal: Equality, by_dim: Sequence[Point], pixels: float
-) -> dict[str, tuple[bool, str]]:
+) -> Claims:
     """Claim -> whether it was seen, and the numbers."""
     rates, distortions = steps_of(per_datum, "rate"), steps_of(per_datum, "distortion")
     best = max(sweep, key=lambda p: p.log_p)
@@ -353,8 +353,7 @@ def figure(sweep: Sequence[Point], images: dict[float, Tensor], slip: Point, by_
         units.set_ylim(-0.3, LATENT_DIM + 1.3)
         units.set_ylabel("active units")
         chosen = [beta for beta in SHOWN if beta in images]
-        strips = [torch.cat([pad(image, (1, 1, 1, 1)) for image in images[b].double().reshape(-1, SIDE, SIDE)[:6]], 1) for b in chosen]
-        samples.imshow(plots.array(torch.cat(strips, 0)), cmap="gray_r", vmin=0, vmax=1)
+        samples.imshow(strips([images[beta] for beta in chosen], 6, SIDE), cmap="gray_r", vmin=0, vmax=1)
         samples.set_yticks([(SIDE + 2) * (i + 0.5) - 0.5 for i in range(len(chosen))], [f"β = {beta:g}" for beta in chosen])
         samples.set_xticks([])
         samples.tick_params(length=0)
@@ -379,10 +378,7 @@ def figure(sweep: Sequence[Point], images: dict[float, Tensor], slip: Point, by_
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/beta-sweep"))
-    parser.add_argument("--quick", action="store_true", help="three betas, a few epochs: shows that it works")
-    options = parser.parse_args(arguments)
+    options = experiment.options(__doc__, "beta-sweep", arguments)
     data = ppvae.data.load("digits", binarize="threshold")
     effort = Effort(4, 4, 50, 40, 100) if options.quick else Effort(120, 50, 500, 200, 1000)
     betas, dimensions = ((0.01, 1.0, 100.0), (1, 2, 4)) if options.quick else (BETAS, DIMENSIONS)
@@ -400,14 +396,7 @@ def main(arguments: list[str] | None = None) -> None:
         for dim in dimensions
     ]
     pixels = independent_pixels(data.train.x, data.test[: effort.num_test].x)
-    told = claims(sweep, per_datum, slip, equal, by_dim, pixels)
-    lines = [f"{'seen' if seen else 'NOT SEEN'}: {claim}: {numbers}" for claim, (seen, numbers) in told.items()]
-    text = "\n".join([table([*sweep, slip, *(p for p in by_dim if p.name == "dimension")]), "", *lines])
-    print(text)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "beta-sweep.txt").write_text(text + "\n")
     images = {p.beta: of_datum["images"] for p, of_datum in zip(sweep, per_datum, strict=True)}
-    plots.save(figure(sweep, images, slip, by_dim, pixels), options.out / "beta-sweep.png")
     record = {
         "effort": asdict(effort),
         "sweep": [asdict(p) for p in sweep],
@@ -415,9 +404,15 @@ def main(arguments: list[str] | None = None) -> None:
         "equality": asdict(equal),
         "by_dimension": [asdict(p) for p in by_dim],
         "independent_pixels": pixels,
-        "claims": {claim: {"seen": seen, "numbers": numbers} for claim, (seen, numbers) in told.items()},
     }
-    (options.out / "beta-sweep.json").write_text(json.dumps(record, indent=1))  # last: that it is there says finished
+    experiment.finish(
+        options.out,
+        "beta-sweep",
+        table([*sweep, slip, *(p for p in by_dim if p.name == "dimension")]),
+        claims(sweep, per_datum, slip, equal, by_dim, pixels),
+        figure(sweep, images, slip, by_dim, pixels),
+        record,
+    )
 
 
 if __name__ == "__main__":

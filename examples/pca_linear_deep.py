@@ -13,10 +13,8 @@ neighbours.
     python examples/pca_linear_deep.py --out runs/pca-linear-deep        # about two minutes; --quick: seconds
 """
 
-import argparse
 import copy
 import functools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,9 +27,10 @@ import torch
 from matplotlib.figure import Figure
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
-from torch.nn.functional import pad
 
+import experiment
 import ppvae
+from experiment import Claims, mean_and_se, strips
 from ppvae import analysis, guides, models, nn
 from ppvae.analysis import latents, plots
 from ppvae.analysis.plots.style import TEN
@@ -160,10 +159,6 @@ def projected(model: models.LinearGaussian, x: Tensor) -> Tensor:
     return model.bias + (x - model.bias) @ q @ q.mT
 
 
-def mean_and_se(values: Tensor) -> tuple[float, float]:
-    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
-
-
 def squared(x: Tensor, reconstruction: Tensor) -> Tensor:
     return (x - reconstruction).square().sum(1).double()
 
@@ -250,7 +245,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def claims(rows: Sequence[Row]) -> dict[str, tuple[bool, str]]:
+def claims(rows: Sequence[Row]) -> Claims:
     """Claim -> whether it was seen, and the numbers."""
     pca, linear, deep = ([r for r in rows if r.program == name] for name in PROGRAMS)
     short = [a.train_log_p - b.train_log_p for a, b in zip(pca, linear, strict=True)]
@@ -307,7 +302,7 @@ def figure(rows: Sequence[Row], plane: dict[str, Any], largest: dict[str, Any]) 
             axes.set_ylabel("code 2")
         images, errors, densities = below.subplots(1, 3, width_ratios=[1.3, 1, 1])
         mosaic = [largest["data"], *(largest["decoded"][name] for name in PROGRAMS)]
-        images.imshow(_strips(mosaic), cmap="gray_r", vmin=0, vmax=1)
+        images.imshow(strips(mosaic, 6, SIDE), cmap="gray_r", vmin=0, vmax=1)
         images.set_yticks([(SIDE + 2) * (i + 0.5) - 0.5 for i in range(4)], ["data", *PROGRAMS])
         images.set_xticks([])
         images.tick_params(length=0)
@@ -336,36 +331,19 @@ def _median(z: Any) -> tuple[float, float]:
     return x, y
 
 
-def _strips(parts: Sequence[Tensor], num: int = 6) -> Any:
-    """A row of images for each part, with a white border of one pixel."""
-    rows = [torch.cat([pad(image, (1, 1, 1, 1)) for image in part[:num].double().reshape(num, SIDE, SIDE)], 1) for part in parts]
-    return plots.array(torch.cat(rows, 0))
-
-
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/pca-linear-deep"))
-    parser.add_argument("--quick", action="store_true", help="one dimension, short training: shows that it works")
-    options = parser.parse_args(arguments)
+    options = experiment.options(__doc__, "pca-linear-deep", arguments)
     data = ppvae.data.load("digits", binarize="none")
     dims = (2,) if options.quick else DIMENSIONS
     epochs, num_particles, num_test = ((10, 6), 100, 50) if options.quick else ((300, 150), 1000, len(data.test))
     found = [rows_at(data, dim, epochs, num_particles, num_test, options.out) for dim in dims]
     rows = [row for of_dim, _ in found for row in of_dim]
-    told = claims(rows)
-    lines = [f"{'seen' if seen else 'NOT SEEN'}: {claim}: {numbers}" for claim, (seen, numbers) in told.items()]
-    text = "\n".join([table(rows), "", *lines])
-    print(text)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "pca-linear-deep.txt").write_text(text + "\n")
-    plots.save(figure(rows, found[0][1], found[-1][1]), options.out / "pca-linear-deep.png")
     record = {
         "epochs": epochs,
         "num_test": num_test,
         "rows": [asdict(row) for row in rows],
-        "claims": {claim: {"seen": seen, "numbers": numbers} for claim, (seen, numbers) in told.items()},
     }
-    (options.out / "pca-linear-deep.json").write_text(json.dumps(record, indent=1))  # last: that it is there says finished
+    experiment.finish(options.out, "pca-linear-deep", table(rows), claims(rows), figure(rows, found[0][1], found[-1][1]), record)
 
 
 if __name__ == "__main__":

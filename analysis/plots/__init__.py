@@ -24,6 +24,7 @@ from ppvae.analysis.plots.style import (
     UMBER,
     VERMILION,
     WIDTH,
+    array,
     save,
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "VERMILION",
     "WIDTH",
     "aggregated_posterior",
+    "array",
     "attribute_edits",
     "attribute_effect",
     "averages",
