@@ -4,7 +4,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-statistical soak fuzz bench scale experiments docs lint format clean
+.PHONY: demo test test-statistical soak mutants fuzz bench scale experiments docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/ppvae demo
@@ -23,6 +23,10 @@ test-statistical: $(INSTALLED)
 # guide and prior from check to report, fifty steps through inductor for the whole zoo.
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak
+
+# Faults put into a copy of the code, one at a time: each must turn a test red. Half an hour; `python tests/mutants.py WORD` tries some.
+mutants: $(INSTALLED)
+	$(BIN)/python tests/mutants.py
 
 # Readers of foreign bytes under mutated input: by atheris where it has a wheel for this Python, else by hypothesis, which is said.
 FUZZ_SECONDS ?= 600
@@ -46,6 +50,12 @@ define EXPERIMENTS
 3 runs/pca-linear-deep/pca-linear-deep.json pca_linear_deep.py --out runs/pca-linear-deep
 2 runs/autoencoder-or-vae/autoencoder-or-vae.json autoencoder_or_vae.py --out runs/autoencoder-or-vae
 5 runs/beta-sweep/beta-sweep.json beta_sweep.py --out runs/beta-sweep
+6 runs/latent-plane/latent-plane.json latent_plane.py --out runs/latent-plane
+4 runs/attributes/attributes.json attributes.py --out runs/attributes
+6 runs/blur/blur.json blur.py --out runs/blur
+3 runs/lorenz/lorenz.json lorenz.py --out runs/lorenz
+2 runs/augmentation/augmentation.json augmentation.py --out runs/augmentation
+5 runs/disentanglement/disentanglement.json disentanglement.py --out runs/disentanglement
 2 runs/rate-distortion/rate-distortion.json rate_distortion.py --out runs/rate-distortion
 3 runs/elbo-surgery/elbo-surgery.json elbo_surgery.py --out runs/elbo-surgery
 10 runs/bounds/bounds.json bounds.py --out runs/bounds
