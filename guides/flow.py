@@ -18,6 +18,7 @@ from ppvae.families import MIN_LOG_SCALE
 from ppvae.guides.amortized import Amortized
 
 
+@recorded
 class Couplings(nn.Module):
     """The family: z = f(z0; c) with z0 ~ N(loc, diag(scale^2)); the row holds (loc, log scale, c), P = 2 Z + C.
 

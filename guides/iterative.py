@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from ppvae.batches import Batch
+from ppvae.build import recorded
 from ppvae.errors import ShapeError
 from ppvae.guides.stepped import Stepped
 from ppvae.modules import Program
 
 
+@recorded
 class Iterative(Stepped):
     """row_(k+1) = g row_k + (1 - g) u, with (logit g, u) = network(row_k, s(dELBO(row_k) / drow)), from row_0 = guide's.
 
     The gradient comes in as s(v) = sign(v) log(1 + |v|) and is a constant there: training differentiates through rows and network, not
-    through gradients, and needs no second derivatives. ``model`` is needed only to train, or to call the guide as a plain program. The
-    model is shared, so a run folder cannot make this guide anew: hand it to ``ppvae.load``.
+    through gradients, and needs no second derivatives. ``model`` is needed only to train, or to call the guide as a plain program.
 
     Args:
         guide: With ``parameters_at(x)`` and ``family``, or from ``guides.for_model``: P numbers a datum.
@@ -36,6 +37,7 @@ class Iterative(Stepped):
     """
 
     differentiated = False
+    _as_it_is = ("model", "steps", "num_draws", "seed")
 
     def __init__(
         self, guide: Program, network: nn.Module, model: Program | None = None, *, steps: int = 3, num_draws: int = 4, seed: int = 0

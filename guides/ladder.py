@@ -11,19 +11,20 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppvae.batches import Batch, num_data
+from ppvae.build import recorded
 from ppvae.errors import ShapeError
 from ppvae.families import DiagonalNormal
 from ppvae.support import unwrapped
 
 
+@recorded
 class Ladder(PyroModule):
     """q(z | x) = q(z_L | x) prod_i q(z_i | z_{>i}, x), with q(z_i | z_{>i}, x) proportional to p(z_i | z_{>i}) N(z_i; m_i(x), s_i(x)^2).
 
     m_i and s_i come from x, bottom-up: h_1 = encoders[0](x), h_i = encoders[i - 1](h_{i-1}), (m_i, log s_i) = heads[i - 1](h_i). The top
     layer is q(z_L | x) = N(m_L, s_L^2). A merged layer has precision 1 / s_p^2 + 1 / s_i^2 and the mean that these weigh.
 
-    The guide runs the model's own networks, and its loss trains them from both sides. A record of constructors would make a second
-    model, so that a run folder asks for both programs: ``ppvae.load(folder, model, guide)``, or a factory in a file.
+    The guide runs the model's own networks, and its loss trains them from both sides.
 
     Args:
         model: ``models.Hierarchical`` or ``models.Ladder``: whatever has ``conditional(layer, above)``, a diagonal Normal.
@@ -37,6 +38,8 @@ class Ladder(PyroModule):
     References:
         Sønderby, Raiko, Maaløe, Sønderby, Winther (2016), Ladder variational autoencoders, eq. 15-19.
     """
+
+    _borrowed = "model"
 
     def __init__(self, model: nn.Module, encoders: Sequence[nn.Module], heads: Sequence[nn.Module], latent_dims: Sequence[int]) -> None:
         super().__init__()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppvae.build import recorded
 from ppvae.errors import ArgumentError
 from ppvae.guides.stepped import Stepped
 from ppvae.modules import Program
 
 
+@recorded
 class SemiAmortized(Stepped):
     """row_(k+1) = row_k + lr dELBO(row_k) / drow, from row_0 = guide's, k = 0..steps - 1; q(z | x) = family(row_steps).
 
     Training differentiates through the steps: the encoder learns to give starts from which the steps end well, and the model's gradient
     has its share through them (second derivatives of the decoder, so a kink such as ReLU's has none to give). A training step costs about
     2 ``steps`` + 1 of the guide's own. Measurements take the steps once for all of x; ``model`` is needed only to train, or to call the
-    guide as a plain program. The model is shared, so a run folder cannot make this guide anew: hand it to ``ppvae.load``.
+    guide as a plain program.
 
     Args:
         guide: With ``parameters_at(x)`` and ``family``, or from ``guides.for_model``.
@@ -34,6 +36,8 @@ class SemiAmortized(Stepped):
     References:
         Kim, Wiseman, Miller, Sontag, Rush (2018), Semi-amortized variational autoencoders, sec. 3, algorithm 1.
     """
+
+    _as_it_is = ("model", "steps", "lr", "clip_norm", "num_draws", "seed")
 
     def __init__(
         self,

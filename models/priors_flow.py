@@ -16,12 +16,13 @@ from ppvae.build import recorded
 from ppvae.errors import FamilyError, check_count
 
 
+@recorded
 class Flow(nn.Module):
     """z = f_n(... f_1(z0)), z0 ~ N(0, I), with f_i transforms of ``pyro.distributions.transforms``; trained with the model.
 
     ``Flow(2, [spline_coupling(2), permute(2), spline_coupling(2)])``. The density of a draw of the guide needs every f_i backwards: of
-    an autoregressive transform that takes Z passes, and its ``.inv`` takes one. A run folder does not rebuild Pyro's transforms: load it
-    by ``ppvae.load(folder, model, guide)``, or take ``CouplingFlow``.
+    an autoregressive transform that takes Z passes, and its ``.inv`` takes one. A run folder rebuilds Pyro's trainable transforms of a
+    vector and their networks, ``Permute`` and ``.inv``; with others, load it by ``ppvae.load(folder, model, guide)``.
 
     Args:
         latent_dim: Z.

@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from ppvae.build import recorded
 from ppvae.errors import FamilyError, ShapeError
 from ppvae.families import Family
 
@@ -23,12 +24,12 @@ class Encodes(Protocol):
         ...
 
 
+@recorded
 class VampPrior(nn.Module):
     """p(z) = 1/K sum_k q(z | u_k), with q the guide and u_k learned pseudo-inputs: the aggregate posterior, for K points of one's own.
 
     The guide's encoder is used, not held: its parameters belong to the guide alone, under the guide's names, and are trained by both
-    terms. So the pair is one: a run folder is loaded by ``ppvae.load(folder, model, guide)``, and a model with a copy of the guide is
-    another model.
+    terms. So the pair is one: a run folder keeps it so, and a model with a copy of the guide is another model.
 
     Args:
         guide: It has ``parameters_at`` and ``family``, as ``guides.Amortized`` has.
@@ -41,6 +42,8 @@ class VampPrior(nn.Module):
     References:
         Tomczak, Welling (2018), VAE with a VampPrior, sec. 2.
     """
+
+    _as_it_is, _borrowed = ("pseudo_inputs",), "guide"
 
     def __init__(self, guide: Encodes, pseudo_inputs: Tensor) -> None:
         super().__init__()

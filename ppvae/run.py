@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppvae import build, checkpoint, factory, noise
 from ppvae.batches import Batch, each, take, tensors
-from ppvae.errors import ArgumentError, LockedError, RunError, UnreliableWarning
+from ppvae.errors import ArgumentError, LockedError, PpvaeError, RunError, UnreliableWarning
 from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program, eval_mode, modules_of
 from ppvae.programs import latent_sites, sample_sites, trace
@@ -185,14 +185,23 @@ def describe_programs(model: Program, guide: Program, source: Mapping[str, str] 
     """How to make the programs again: by a user's file, by our classes and their arguments, or by the caller."""
     if source is not None:
         return {"how": "file", **source}
-    roots = [list(modules_of(program).values()) for program in (model, guide)]
-    own, other = ({id(t) for module in modules for t in module.parameters()} for modules in roots)
-    if own & other:  # two records would make two networks of what is one
+    own, other = _tensors(model), _tensors(guide)
+    shared = _tensors(*build.shared(model, guide))  # the record makes these objects once
+    borrowed = _tensors(*build.borrowed(model, guide))
+    if (own & other | borrowed & (own | other)) - shared:  # two records would make two networks of what is one
         return {"how": "python", "why": "model and guide share parameters"}
+    if borrowed - (own | other):
+        return {"how": "python", "why": "a part of it runs a program that is neither the run's model nor its guide"}
     try:
-        return {"how": "constructors", "model": build.to_json(model), "guide": build.to_json(guide)}
+        return {"how": "constructors"} | build.pair_to_json(model, guide)
     except RunError as error:
         return {"how": "python", "why": error.problem}
+
+
+def _tensors(*programs: Program) -> set[int]:
+    """The identities of the tensors that the programs' modules hold."""
+    modules = (module for program in programs for module in modules_of(program).values())
+    return {id(tensor) for module in modules for tensor in module.state_dict(keep_vars=True).values()}
 
 
 def write_description(folder: Path, programs: dict[str, Any], config: Mapping[str, Any], x: Batch) -> None:
@@ -325,8 +334,10 @@ def _live(model: Program, guide: Program, template: Batch, device: torch.device,
 def _make(programs: Mapping[str, Any], template: Batch, folder: Path) -> tuple[Program, Program]:
     if programs["how"] == "constructors":
         try:
-            return build.from_json(programs["model"]), build.from_json(programs["guide"])
-        except (KeyError, TypeError, AttributeError, RuntimeError, MemoryError, AssertionError) as error:  # RunError says more, and passes
+            return build.pair_from_json(programs)
+        except PpvaeError:  # it says more
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError, AssertionError) as error:
             said = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise RunError(f"{folder / PROGRAM} names parts that cannot be made: {said}") from error
     if programs["how"] == "file":
