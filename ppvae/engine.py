@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
+from ppvae import policy
 from ppvae.capture import Graph, NotCaptured, capture, compiled, difference, why_no_compiler
 from ppvae.leaves import graph_leaves
 from ppvae.objectives import Scaled, Scales
@@ -33,6 +35,7 @@ TOLERANCES = {torch.float64: (1e-9, 1e-12), torch.bfloat16: (0.2, 0.02)}  # 8 bi
 TOLERANCE = (2e-3, 2e-5)  # the second for gradients that are 0 but for rounding: a convolution's bias before BatchNorm sums 10^4 terms to 0
 LOSS_TOLERANCES = {torch.float64: 1e-11, torch.bfloat16: 1e-2}
 LOSS_TOLERANCE = 2e-5
+CONVOLUTIONS = (torch.conv2d, torch.conv_transpose2d)
 
 
 @dataclass
@@ -107,6 +110,7 @@ class Compiled:
     leaves: list[Tensor]
     numbers: dict[str, Any]
     half: bool = False
+    turned: bool = False
     calls: int = 0
 
     @property
@@ -132,6 +136,9 @@ class Engine:
         half: Whether networks run in bfloat16 where that pays; parameters, gradients and what is summed stay as they are.
         shifts: Then the loss less that of float32, at every step that was verified: what bfloat16 does to the ELBO.
         verify_next: Set to have the next step verified.
+        read_every: Steps of which a loop reads the losses together. Where it is more than one, the gradients of a step that is not finite
+            are zeros: no parameter may become what the kernels of the steps behind it refuse, and take the device down with them.
+        settle: Called before the programs themselves run: a loop reads there what it has not read yet.
     """
 
     model: Scaled
@@ -144,6 +151,8 @@ class Engine:
     backend: Callable[[Graph, Sequence[Tensor]], Callable[..., list[Tensor]]] = compiled
     reason: str = ""
     verify_next: bool = False
+    read_every: int = 1
+    settle: Callable[[], None] = lambda: None
     crowded: bool = False
     half: bool = False
     shifts: list[float] = field(default_factory=list)
@@ -163,6 +172,10 @@ class Engine:
         """Whether steps are, or will be, compiled."""
         return not self.reason
 
+    def defer(self, device: str, settle: Callable[[], None]) -> None:
+        """Have the losses of compiled steps on this type of device read as seldom as the policy says, by ``settle``."""
+        self.read_every, self.settle = policy.steps_between_reads(device), settle
+
     def stop(self, reason: str) -> None:
         """Run every later step eagerly."""
         self.reason, self.steps = reason, {}
@@ -181,10 +194,13 @@ class Engine:
             self.crowded = len(self.steps) >= MOST_SHAPES
             if self.wait is None or self.seen[key] <= self.wait or self.crowded:
                 return None
+            self.settle()
             key = self._admit(call, divisor)
         step = self.steps[key]
         step.calls += 1
         due, self.verify_next = step.due or self.verify_next, False
+        if due:
+            self.settle()
         buffers = [(b, b.clone()) for b in self.surroundings.buffers()] if due else []
         expected = self._eager(call, divisor, step.leaves) if due else None
         found = self._run(step, call)
@@ -196,18 +212,26 @@ class Engine:
     def _key(self, call: Call, divisor: float) -> Hashable:
         return call.shapes, call.key, divisor, self.scales.data, self.surroundings.modes(), self._constants()
 
-    def _admit(self, call: Call, divisor: float) -> Hashable:
-        """Capture and compile a shape, and see that it is the same computation on two batches; returns its key."""
+    def _admit(self, call: Call, divisor: float, turn: bool = True) -> Hashable:
+        """Capture and compile a shape, and see that it is the same computation on two batches; returns its key.
+
+        Noise is drawn in the order of memory: a program with dropout on images draws another where they are turned, and keeps them.
+        """
         self.surroundings.refresh()
         key = self._key(call, divisor)
         device = next((t.device.type for t in call.inputs), "cpu")
         if why_no_compiler(device) and self.backend is compiled:
             raise NotCaptured(why_no_compiler(device))
-        step = self._captured(call, divisor)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            for batch in (call, call.turned()):
-                self._try(step, batch if self._runs(batch, divisor, step) else call, divisor)
-                torch.manual_seed(torch.initial_seed() + 1)  # the second batch with noise of its own
+        step = self._captured(call, divisor, turn and policy.channels_last(device))
+        try:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                for batch in (call, call.turned()):
+                    self._try(step, batch if self._runs(batch, divisor, step) else call, divisor)
+                    torch.manual_seed(torch.initial_seed() + 1)  # the second batch with noise of its own
+        except Untrue:
+            if not step.turned:
+                raise
+            return self._admit(call, divisor, turn=False)
         self.steps[key] = step
         return key
 
@@ -224,7 +248,7 @@ class Engine:
         with self.surroundings.kept(step.leaves):
             self._hold(step, self._run(step, call), expected)
 
-    def _captured(self, call: Call, divisor: float) -> Compiled:
+    def _captured(self, call: Call, divisor: float, turn: bool) -> Compiled:
         leaves: list[Tensor] = []
 
         def function(beta: Tensor, likelihood_weight: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -235,7 +259,7 @@ class Engine:
                 self.scales.observed = likelihood_weight
             try:
                 args, kwargs = call.arguments(*inputs)
-                with torch.autocast(device, torch.bfloat16, enabled=half):
+                with torch.autocast(device, torch.bfloat16, enabled=half), turning:
                     loss, surrogate = loss_and_surrogate(self.objective, self.model, self.guide, args, kwargs)
                 leaves[:] = graph_leaves(surrogate)
                 if not leaves:
@@ -245,11 +269,15 @@ class Engine:
                 if self.clip_norm is not None:
                     factor = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
                     gradients = tuple(g * factor for g in gradients)
+                if self.read_every > 1:
+                    sound = torch.isfinite(loss.detach()) & torch.isfinite(norm)
+                    gradients = tuple(torch.where(sound, g, 0.0) for g in gradients)
                 return [loss.detach() / divisor, norm, *gradients]
             finally:
                 self.scales.latent, self.scales.observed = before
 
         device, half = next((t.device.type for t in call.inputs), "cpu"), self.half and self._pays(call)
+        turning = ChannelsLast(turn)
         inputs = [*self.weights, *call.inputs]
         graphs, found = [], []
         numbers, noise, before = self.surroundings.numbers(), self.surroundings.noise(), self.surroundings.look()
@@ -270,7 +298,7 @@ class Engine:
             raise NotCaptured(f"two captures differ: {said}")
         if [id(leaf) for leaf in found[0]] != [id(leaf) for leaf in found[1]]:
             raise NotCaptured("every run makes parameters of its own")
-        return Compiled(self.backend(graphs[0], inputs), graphs[0], list(leaves), numbers, half)
+        return Compiled(self.backend(graphs[0], inputs), graphs[0], list(leaves), numbers, half, turning.turned)
 
     def _pays(self, call: Call) -> bool:
         """Whether products of bfloat16 are faster than those of float32 at this batch: on a CPU only the large ones repay the casts."""
@@ -341,6 +369,32 @@ class Engine:
             None if self.scheduled[0] else self.scales.latent,
             None if self.scheduled[1] else self.scales.observed,
         )
+
+
+class ChannelsLast(TorchFunctionMode):
+    """Convolutions of images by weights whose channels lie side by side in memory, as libraries of convolutions want them.
+
+    What comes out lies as the weights do, and so do the layers behind it. Parameters and their gradients stay as they are: the weights
+    are turned in the graph, at each step, for they are small beside the images.
+
+    Args:
+        turn: Whether to.
+
+    Attributes:
+        turned: Whether there was one.
+    """
+
+    def __init__(self, turn: bool = True) -> None:
+        super().__init__()
+        self.turn, self.turned = turn, False
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Turn the second argument of ``conv2d`` and ``conv_transpose2d``."""
+        if self.turn and function in CONVOLUTIONS and len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim() == 4:
+            # clone, as of one channel contiguous() finds both orders the same, and leaves strides that say the other
+            self.turned = True
+            args = (args[0], args[1].clone(memory_format=torch.channels_last), *args[2:])
+        return function(*args, **(kwargs or {}))
 
 
 @dataclass

@@ -34,21 +34,25 @@ class Interruption:
     """What signals have come since ``listening`` began.
 
     Attributes:
-        signal: The number of the first; None where none came.
+        signal: The number of the first, whoever heard it: of several processes one tells the others. None where none came.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._came: int | None = None  # to this process itself
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
         """The signal handler.
 
         Raises:
-            SecondSignal: One has come before.
+            SecondSignal: One has come to this process before. What another process has told is no first: whoever ends a job signals all of
+                its processes, and they do not hear it at one moment.
         """
-        if self.signal is not None:
+        if self._came is not None:
             raise SecondSignal(number)
-        self.signal = number
+        self._came = number
+        if self.signal is None:
+            self.signal = number
 
     @contextlib.contextmanager
     def leaving(self) -> Iterator[None]:
@@ -94,7 +98,7 @@ def listening() -> Iterator[Interruption]:
             signal.signal(number, handler)
             outer = getattr(handler, "__self__", None)
             if found.signal == number and isinstance(outer, Interruption) and outer.signal is None:  # a run inside a run's callback
-                outer.signal = number
+                outer.note(number)
 
 
 def exit_code(run: Run) -> int:

@@ -1,4 +1,7 @@
-"""Whether measurement compiles: one setting for a stretch of code, since every estimator would else carry it through."""
+"""When to compile, to read losses, to turn memory: what is chosen by cost.
+
+Whether measurement compiles is one setting for a stretch of code, since every estimator would else carry it through.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from contextvars import ContextVar
 
 from ppvae.errors import ArgumentError
 
+# Compiled steps on an accelerator between two readings of their losses: each reading waits for the device, which then waits for Python.
+READ_BACK_STEPS = 16
 CHOICES: dict[str, str | bool] = {"auto": "auto", "1": True, "0": False, "": "auto"}
 _chosen: ContextVar[str | bool | None] = ContextVar("compiling", default=None)
 
@@ -43,3 +48,13 @@ def worth(cost: float, least: float) -> bool:
             raise ArgumentError(f"PPVAE_COMPILE is 1, 0 or auto, got {said!r}", where="environment")
         chosen = CHOICES[said]
     return cost >= least if chosen == "auto" else bool(chosen)
+
+
+def steps_between_reads(device: str) -> int:
+    """Compiled steps that a loop takes on a type of device before it reads their losses; on a CPU a loss is read at once, which is free."""
+    return 1 if device == "cpu" else READ_BACK_STEPS
+
+
+def channels_last(device: str) -> bool:
+    """Whether compiled convolutions of images walk them pixel by pixel, all channels of each: measured on processors alone."""
+    return device == "cpu"

@@ -93,7 +93,7 @@ class SVI(pyro.infer.SVI):
             if callable(weight) or weight_at(weight, 0) != 1:
                 refuse_weights(self.objective, name)
         self.steps_taken = 0
-        self.gradient_norm = float("nan")
+        self.gradient_norm: float | Tensor = float("nan")
         self.leaves: list[Tensor] = []
         self._looked = False
         self._told = False
@@ -124,11 +124,11 @@ class SVI(pyro.infer.SVI):
         """
         call = Call.of(args, kwargs)
         try:
-            return self.take(call)
+            return self.take(call)  # type: ignore[return-value]  # read at once: only a loop defers
         except Rewound:
-            return self.take(call)
+            return self.take(call)  # type: ignore[return-value]
 
-    def take(self, call: Call, divisor: float = 1.0, data: float = 1.0, eagerly: bool = False) -> float:
+    def take(self, call: Call, divisor: float = 1.0, data: float = 1.0, eagerly: bool = False) -> float | Tensor:
         """``step`` with the loss and its gradient over ``divisor``, and the sites of the data plate times ``data``.
 
         Args:
@@ -136,20 +136,40 @@ class SVI(pyro.infer.SVI):
             divisor, data: Of the loss, and of its data terms.
             eagerly: Whether this step is not worth compiling: the last batch of an epoch.
 
+        Returns:
+            The loss; where ``engine.read_every`` is more than one, that of a compiled step is a tensor, and so is ``gradient_norm``: the
+            caller reads them, and calls ``retake`` where one is not finite.
+
         Raises:
-            Rewound: Compiled steps were wrong, and the pair is back at ``steps_taken``; later steps run eagerly.
+            Rewound: Compiled steps were wrong, and the pair is back at ``steps_taken``; later steps run eagerly. Or ``retake`` was called.
         """
         self._weigh(data)
         # The step in which parameters are born is eager: the engine would put their births back.
         found = self._compiled(call, divisor) if self.engine.on and self._looked and not eagerly else None
         if found is None:
+            self.engine.settle()
             return self._eager_step(*call.arguments(*call.inputs), divisor)
-        loss, self.gradient_norm = found.loss.item(), found.norm.item()
-        if not (abs(loss) < float("inf") and self.gradient_norm < float("inf")):
-            self._diverged(loss)
+        loss: float | Tensor = found.loss
+        self.gradient_norm = found.norm
+        if self.engine.read_every == 1:
+            loss, self.gradient_norm = found.loss.item(), found.norm.item()
+            if not (abs(loss) < float("inf") and self.gradient_norm < float("inf")):
+                self._diverged(loss)
         self._update(found)
         self.steps_taken += 1
         return loss
+
+    def retake(self) -> NoReturn:
+        """Take the steps since the last verified one again, each read at once: one of them was not finite, and which, they tell themselves.
+
+        Raises:
+            Rewound: The pair is back at ``steps_taken``.
+        """
+        assert self.verified is not None  # the first step of every graph is
+        # The state that is gone back to becomes the optimizer's own, so the step to come leaves another one.
+        self.engine.read_every, self.engine.verify_next = 1, True
+        self._go_back(self.verified)
+        raise Rewound
 
     def _weigh(self, data: float) -> None:
         """Set the weights of the step to come."""
@@ -163,6 +183,7 @@ class SVI(pyro.infer.SVI):
         try:
             found = self.engine.gradients(call, divisor)
         except (NotCaptured, Untrue) as reason:
+            self.engine.settle()
             self._give_up(reason)
             return None
         if self.engine.crowded and not self._told:

@@ -102,6 +102,7 @@ class Training:
     _not_finite: frozenset[str] = frozenset()
     _saved_at: float = 0.0
     _verified_at: Any = None
+    _unread: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)  # losses, norms and data of steps taken
 
     @property
     def steps_per_epoch(self) -> int:
@@ -122,6 +123,8 @@ class Training:
         self._guess_nesting(first)
         if self.ranks.size > 1:
             self._begin_together()
+        else:
+            self.svi.engine.defer(self.device.type, self._settle)
         if self.scheduler is not None and isinstance(self.svi.optim, OneOptimizer) and self.torch_scheduler is None:
             self.torch_scheduler = self.scheduler(self.svi.optim.torch_optimizer)  # type: ignore[arg-type]
         self._not_finite = frozenset(self._spoiled())
@@ -150,9 +153,10 @@ class Training:
             while self.position.batch < self.steps_per_epoch:
                 self._step()
                 self.progress.tick(self.position.epoch + 1, self.position.batch, self.steps_per_epoch)
-                if self.run.folder is not None and time.monotonic() - self._saved_at > self.checkpoint_every:
+                due = self.run.folder is not None and time.monotonic() - self._saved_at > self.checkpoint_every
+                if due and self._settled():
                     self.save()
-                if self._asked_to_stop():
+                if self._asked_to_stop() and self._settled():
                     return self._interrupted()
             speed = steps / max(time.monotonic() - epoch_started, 1e-9)
             try:
@@ -169,11 +173,13 @@ class Training:
 
     def _asked_to_stop(self) -> bool:
         """Whether a signal has come. Several processes ask each other now and then, for all must stop at the same step."""
-        if self.ranks.size > 1 and (self.position.batch % ASK_EVERY == 0 or self.position.batch == self.steps_per_epoch):
+        if self.ranks.size > 1:
+            if self.position.batch % ASK_EVERY and self.position.batch != self.steps_per_epoch:
+                return False
             first = int(self.ranks.gathered([float(self.interruption.signal or 0)]).max())
-            self.interruption.signal = first or None
-        elif self.ranks.size > 1:
-            return False
+            if first:  # a signal of our own that came while we asked stays, and is told when we ask again
+                self.interruption.signal = first
+            return bool(first)
         return self.interruption.signal is not None
 
     def _interrupted(self) -> None:
@@ -226,10 +232,44 @@ class Training:
         if self.svi.verified is not verified:
             self._verified_at = self._here()
         position.batch += 1
-        position.loss_sum += loss * n
-        position.norm_sum += self.svi.gradient_norm
+        norm = self.svi.gradient_norm
+        if isinstance(loss, Tensor) and isinstance(norm, Tensor):
+            self._unread.append((loss, norm, n))
+        else:
+            self._sum_up(float(loss), float(norm), n)
+        if len(self._unread) >= self.svi.engine.read_every or position.batch == self.steps_per_epoch:
+            self._settled()
 
-    def _take(self, call: Call | None, n: int) -> float:
+    def _sum_up(self, loss: float, norm: float, n: int) -> None:
+        self.position.loss_sum += loss * n
+        self.position.norm_sum += norm
+
+    def _settle(self) -> None:
+        """Read the losses of the steps since the last reading, in one transfer.
+
+        Raises:
+            Rewound: One is not finite. The pair is back where the last verified step began, and each step from there on is read at once:
+                the one that diverges says so before its update.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        read = torch.stack([value for loss, norm, _ in unread for value in (loss, norm)]).tolist()
+        if not all(map(math.isfinite, read)):
+            self.svi.retake()
+        for loss, norm, (*_, n) in zip(read[::2], read[1::2], unread, strict=True):
+            self._sum_up(loss, norm, n)
+
+    def _settled(self) -> bool:
+        """Whether all steps taken are known to be sound; where not, the run stands where they were."""
+        try:
+            self._settle()
+        except Rewound:
+            self._go_back()
+            return False
+        return True
+
+    def _take(self, call: Call | None, n: int) -> float | Tensor:
         """A step on a batch of n rows, of which ``call`` has this process's; the loss of all of them, per datum."""
         total, eagerly = len(self.data), n < self.batch_size and self.epochs < WORTH_COMPILING
         # with global sites the data terms stand for the whole set, the global ones for themselves; both per datum
@@ -274,7 +314,8 @@ class Training:
         return replace(self.position, history=list(self.position.history)), self.best, scheduler
 
     def _go_back(self) -> None:
-        """Compiled steps were wrong since the last that was verified: stand where it began."""
+        """Compiled steps were wrong, or not finite, since the last that was verified: stand where it began."""
+        self._unread = []
         self.position, self.best, scheduler = self._verified_at
         self.run.history = self.position.history
         if scheduler is not None:
