@@ -22,7 +22,7 @@ import tyro
 
 from ppvae import config_file
 from ppvae.errors import PpvaeError, RelaxedMeasureWarning, UnreliableWarning, UsageError
-from ppvae.options import COMMANDS, chosen
+from ppvae.options import COMMANDS, check, chosen
 from ppvae.output import as_json, dumps, say
 
 INTERRUPTED = 130
@@ -121,11 +121,13 @@ def _parsed(name: str, arguments: list[str], config: Path | None = None) -> Any:
     command = COMMANDS[name]
     given = {} if config is None else {"default": config_file.defaults(command, config_file.read(config), config)}
     try:
-        return tyro.cli(command, prog=f"ppvae {name}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **given)
+        options = tyro.cli(command, prog=f"ppvae {name}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **given)
     except SystemExit as stop:
         if not stop.code:
             print(f"\nexample:\n  {command.example}")
         raise
+    check(options)
+    return options
 
 
 def _help() -> str:
@@ -152,7 +154,7 @@ def _help() -> str:
 
 def _first_words(options: Any) -> str:
     """What is about to happen, from the arguments alone."""
-    told = {"run": "", "data": "data ", "program": "program ", "split": "split "}
+    told = {"run": "", "first": "", "second": "", "folder": "", "name": "", "data": "data ", "program": "program ", "split": "split "}
     words = [f"{word}{value}" for name, word in told.items() if (value := getattr(options, name, None)) is not None]
     return ", ".join(words) or "begins"
 
@@ -160,7 +162,7 @@ def _first_words(options: Any) -> str:
 def _failed(error: PpvaeError, code: int, debug: bool, json: bool) -> int:
     if debug:
         traceback.print_exc()
-    lines = str(error).splitlines()
+    lines = str(error).removeprefix("error: ").splitlines()  # what `check` found begins so, a line a finding
     if len(lines) > MOST_LINES and not debug:
         lines = [*lines[: MOST_LINES - 1], f"  ... and {len(lines) - MOST_LINES + 1} lines more: --debug shows them"]
     said = "\n".join(lines)

@@ -18,6 +18,14 @@ from ppvae.errors import MissingFileError, UsageError
 
 RECORDED = {"image_shape"}  # what a run's command.json holds besides options
 EXAMPLE = "TOML, a line an option: epochs = 100"
+# Type of an option -> what one is called, and several.
+KINDS: dict[Any, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "truths"),
+    str: ("a string", "strings"),
+    Path: ("a path in quotes", "paths in quotes"),
+}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -59,7 +67,7 @@ def defaults(command: type[Any], given: Mapping[str, Any], path: Path) -> Any:
         try:
             values[name] = _converted(value, kinds[name])
         except TypeError as error:
-            raise UsageError(f"{path}: {name} is {error}, got {value!r}") from error
+            raise UsageError(f"{path}: {name} is {error}, got {value!r}", mend=_example(command, name)) from error
     needed = [field.name for field in fields(command) if field.default is MISSING and field.default_factory is MISSING]
     return command(**{name: tyro.MISSING for name in needed} | values)
 
@@ -68,6 +76,12 @@ def printed(options: Any) -> str:
     """The options as TOML that gives them again; those that are not set are left out."""
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     return "\n".join(f"{name} = {_toml(value)}" for name, value in values.items() if value is not None)
+
+
+def _example(command: type[Any], name: str) -> str:
+    """A line that could stand in the file: the default, where there is one."""
+    default = next(field.default for field in fields(command) if field.name == name)
+    return "" if default in (MISSING, None, ()) else f"as in: {name} = {_toml(default)}"
 
 
 def _toml(value: Any) -> str:
@@ -95,12 +109,15 @@ def _converted(value: Any, kind: Any) -> Any:
     if origin is tuple:
         repeated = arguments[-1] is Ellipsis
         if not isinstance(value, list) or not (repeated or len(value) == len(arguments)):
-            raise TypeError("a list" if repeated else f"a list of {len(arguments)}")
-        return tuple(_converted(part, arguments[0]) for part in value)
+            raise TypeError(f"a list of {'' if repeated else f'{len(arguments)} '}{KINDS[arguments[0]][1]}")
+        try:
+            return tuple(_converted(part, arguments[0]) for part in value)
+        except TypeError:
+            raise TypeError(f"a list of {KINDS[arguments[0]][1]}") from None
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError({int: "a whole number", float: "a number", bool: "true or false", str: "a string", Path: "a path, a string"}[kind])
+        raise TypeError(KINDS[kind][0])
     return value

@@ -6,7 +6,9 @@ Nothing here imports torch: help and errors of usage come before seconds of impo
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -153,6 +155,8 @@ class Evaluate(OfRun):
         num_particles: K, draws per datum for log p(x); the ELBO takes at most 1,000.
         proposal: What the particles come from: guide, refined or defensive.
         tolerance: Nats of Monte Carlo error per datum; chooses proposal, particles or annealing itself.
+        bounds: Also the importance-weighted bound by number of particles, from 1 to --num-particles.
+        calibration: Also whether the guide is calibrated, on so many data drawn from the model: 300 find what matters, 1,000 more.
         threads: Of torch; by default its own choice.
     """
 
@@ -162,6 +166,8 @@ class Evaluate(OfRun):
     num_particles: int = 5000
     proposal: str = "guide"
     tolerance: float | None = None
+    bounds: bool = False
+    calibration: int | None = None
     threads: int | None = None
 
 
@@ -397,6 +403,45 @@ COMMANDS: dict[str, Any] = {
     "models": Models,
     "guides": Guides,
 }
+
+
+def _at_least(least: int) -> tuple[str, Callable[[Any], bool]]:
+    return f"a whole number of at least {least}", lambda value: value >= least
+
+
+_POSITIVE = "a number above 0", lambda value: 0 < value < math.inf
+_NONNEGATIVE = "a number of at least 0", lambda value: 0 <= value < math.inf
+# What makes sense, where the type of an option does not say it. Library functions check their arguments too, in the words of Python.
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("epochs", "batch_size", "patience", "threads", "latent_dim", "hidden", "size"), _at_least(1)),
+    **dict.fromkeys(("num_particles", "num_data", "columns", "image_shape"), _at_least(1)),
+    "steps": _at_least(2),
+    "calibration": _at_least(20),
+    **dict.fromkeys(("lr", "clip_norm", "tolerance", "levels"), _POSITIVE),
+    **dict.fromkeys(("beta", "checkpoint_every"), _NONNEGATIVE),
+    "warmup": ("a share of the steps, from 0 to 1", lambda value: 0 <= value <= 1),
+    "strength": ("a finite number", math.isfinite),
+}
+
+
+def check(options: Any) -> None:
+    """Raise where a number makes no sense, before anything is imported or read.
+
+    Raises:
+        UsageError: It names the option, and what stands there where it is left out.
+    """
+    for field in fields(options):
+        words, holds = RANGES.get(field.name, ("", None))
+        value = getattr(options, field.name)
+        if holds is None or value is None:
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        wrong = [one for one in values if not holds(one)]
+        if wrong:
+            default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            name = f"--{field.name.replace('_', '-')}"
+            remedy = "leave it out" if default is None else f"leave it out: {name} {default} is the default"
+            raise UsageError(f"{name} is {words}, got {wrong[0]}", mend=remedy)
 
 
 def chosen(kind: str, name: str, names: list[str]) -> str:

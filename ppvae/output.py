@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -38,8 +39,16 @@ def _fitted(text: str, stream: TextIO) -> str:
     if not stream.isatty():
         return text
     columns = shutil.get_terminal_size().columns
-    how: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
-    return "\n".join(line if len(line) <= columns else textwrap.fill(line, columns, **how) for line in text.splitlines())
+    return "\n".join(line if len(line) <= columns else _broken(line, columns) for line in text.splitlines())
+
+
+def _broken(line: str, columns: int) -> str:
+    """What goes on in further lines stands below the second column, where a name comes first, else two to the right."""
+    named = re.match(r"\s*\S+\s{2,}(?=\S)", line)
+    indent = named.end() if named and named.end() <= columns // 2 else 2
+    return textwrap.fill(
+        line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False, replace_whitespace=False
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -65,7 +66,10 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that always shows."""
         self._wipe()
-        self.console.print(text, soft_wrap=not self.live)  # broken between words on a terminal; in a file a line stays a line
+        if self.live:  # broken between words on a terminal, as in output.py; in a file a line stays a line
+            how: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+            text = "\n".join(textwrap.fill(line, self.console.width, replace_whitespace=False, **how) for line in text.splitlines())
+        self.console.print(text, soft_wrap=True)
         self.console.file.flush()
 
     def tick(self, epoch: int, done: int, steps: int) -> None:

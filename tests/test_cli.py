@@ -384,6 +384,33 @@ def test_evaluate_prints_and_writes_what_the_library_measures(run, capsys):
     assert written["pointwise"] == found.pointwise.tolist()
 
 
+def test_evaluate_measures_bounds_and_calibration_on_request(run, capsys):
+    few = ["evaluate", str(run), "--split", "validation", "--num-data", "10", "--num-particles", "60"]
+    assert main([*few, "--bounds", "--calibration", "20"]) == 0
+    loaded, rows = ppvae.load(run), ppvae.data.load("digits").validation[:10]
+    bounds = analysis.bounds(loaded.model, loaded.guide, rows, num_particles=(1, 2, 5, 10, 20, 50, 60))
+    judged = analysis.calibration(loaded.model, loaded.guide, template=rows, num_data=20)
+    assert capsys.readouterr().out.splitlines()[2:] == [str(bounds), str(judged)]
+    written = {name: json.loads((run / "results" / f"{name}-validation.json").read_text()) for name in ("bounds", "calibration")}
+    assert written["bounds"]["pointwise"] == bounds.pointwise.tolist()
+    assert written["calibration"]["ranks"] == judged.ranks.tolist()
+
+
+@pytest.mark.parametrize(("asked", "recorded"), [([], None), (["--tolerance", "0.5"], 0.5)], ids=["none", "asked"])
+def test_evaluate_records_the_tolerance(asked, recorded, run, capsys):
+    assert main(["evaluate", str(run), "--split", "train", "--num-data", "5", "--num-particles", "30", *asked]) == 0
+    assert json.loads((run / "results" / "log_likelihood-train.json").read_text())["tolerance"] == recorded
+    assert ("Monte Carlo error within 0.5 nats at " in capsys.readouterr().err) == bool(asked)
+
+
+def test_real_numbers_in_double_precision_are_trained_on_and_measured(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.randn(40, 5))  # NumPy's own precision
+    folder = str(tmp_path / "run")
+    assert main(["train", "--data", str(tmp_path / "x.npy"), "--out", folder, *SMALL]) == 0
+    assert main(["evaluate", folder, "--num-particles", "30"]) == 0
+    assert {t.dtype for t in ppvae.load(folder).model.parameters()} == {torch.float64}
+
+
 def test_evaluate_takes_other_data_and_names_their_results(run, tmp_path, capsys):
     np.save(tmp_path / "other.npy", (np.random.rand(30, 64) > 0.5).astype(np.float32))
     arguments = ["evaluate", str(run), "--data", str(tmp_path / "other.npy"), "--split", "train", "--num-particles", "10"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import signal
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import ppvae
-from ppvae import cli, config_file, options
+from ppvae import cli, config_file, options, output
 from ppvae.cli import main
 from ppvae.commands import check
 from ppvae.errors import DataError, MissingFileError, UsageError
@@ -82,7 +83,7 @@ def test_a_run_keeps_a_file_that_makes_it_again(run):
         ("epoch = 3", UsageError, "gives 'epoch', which is no option of this command\n  mend:  did you mean 'epochs'?"),
         ('epochs = "three"', UsageError, "epochs is a whole number, got 'three'"),
         ("epochs = true", UsageError, "epochs is a whole number, got True"),
-        ("hidden = 3", UsageError, "hidden is a list, got 3"),
+        ("hidden = 3", UsageError, "hidden is a list of whole numbers, got 3"),
         ('compile = "maybe"', UsageError, "compile is one of auto, yes, no, got 'maybe'"),
         ("epochs", UsageError, "cannot be read: "),
         (None, MissingFileError, "--print-config prints one to start from"),
@@ -134,6 +135,26 @@ def test_json_has_no_bare_nan(monkeypatch, capsys):
     monkeypatch.setattr(check, "run", tells)
     assert main(["check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["numbers"] == {"a": ["nan", "-inf", 1.5]}
+
+
+# On a terminal
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("  Bernoulli   one two three four", "  Bernoulli   one two three\n              four"),
+        ("log p(x) = -1.00 nats of many data", "log p(x) = -1.00 nats of many\n  data"),
+        ("short", "short"),
+    ],
+    ids=["a name", "a sentence", "short"],
+)
+def test_long_lines_are_broken_below_what_they_say(line, shown, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setenv("COLUMNS", "30")
+    assert output._fitted(line, terminal) == shown
+    assert output._fitted(line, io.StringIO()) == line
 
 
 # Signals
@@ -258,7 +279,7 @@ def test_ends_of_an_interpolation_are_the_codes(run, capsys):
     ("arguments", "code", "told"),
     [
         (["interpolate", "--path", "spherica"], 2, "there is no path 'spherica'\n  mend:  did you mean 'spherical'?"),
-        (["interpolate", "--end", "9999"], 2, "9999"),
+        (["interpolate", "--end", "9999"], 2, "--end is a row of digits/test, 0 to 359, got 9999"),
         (["traverse", "--dims", "7"], 2, "7"),
         (["attribute", "--positive", "11"], 2, "11"),
         (["encode", "--split", "tset"], 2, "did you mean 'test'?"),

@@ -60,6 +60,8 @@ def trained(folder, model, guide, digits, *, epochs, gaps=True):
     run.write_result("elbo-test", analysis.elbo(run.model, run.guide, rows, num_particles=50).as_dict())
     run.write_result("log_likelihood-test", analysis.log_likelihood(run.model, run.guide, rows, num_particles=100).as_dict())
     if gaps:
+        run.write_result("bounds-test", analysis.bounds(run.model, run.guide, rows, num_particles=(1, 5, 20)).as_dict())
+        run.write_result("calibration-test", analysis.calibration(run.model, run.guide, template=rows, num_data=60, num_draws=20).as_dict())
         found = analysis.inference_gaps(run.model, run.guide, rows[:4], reference="importance", num_reference=50, num_particles=20, steps=5)
         run.write_result("inference_gaps-test", found.as_dict())
     return folder
@@ -275,6 +277,86 @@ def test_a_hostile_name_stays_text(parsed, folder):
     assert sum(tag == "script" for tag, _ in found.tags) == (2 if path.name == "report.html" else 0)
 
 
+@pytest.mark.parametrize(
+    ("coverage", "fits", "faults", "level", "answer"),
+    [
+        (0.85, 0.5, [], GOOD, "No fault found"),
+        (0.88, 0.55, ["z[0] too narrow"], CARE, "Not quite"),
+        (0.831, 0.5, ["z[0] too narrow"], CARE, "Not quite"),
+        (0.829, 0.5, ["z[0] too narrow", "z[1] too wide"], BAD, "No"),
+        (0.9, 0.61, ["log p(x | z) fits x less well"], BAD, "No"),
+        (math.nan, 0.55, ["z[0] too narrow"], CARE, "Not quite"),
+    ],
+    ids=["none", "a little", "within two errors of five points", "beyond", "blind", "without a density"],
+)
+def test_calibration_is_told_by_its_faults_and_what_they_cost(coverage, fits, faults, level, answer):
+    error = 0.01  # 0.9 - 0.831 - 2 x 0.01 is just below 0.05
+    about = {"num_tests": 4, "num_data": 300, "level": 0.05}
+    found = verdicts.calibrated(faults, **about, nominal=0.9, coverage=coverage, error=error, fits=fits)
+    assert (found.level, found.answer, found.question) == (level, answer, "Is the guide calibrated?")
+    assert ("90 % regions of q(z | x) hold the truth" in found.reason) != math.isnan(coverage)
+    assert found.reason.startswith((faults or ["None of 4 quantities"])[0])
+
+
+def test_results_are_read_back_as_they_were_written(folder, digits):
+    run, found = ppvae.load(folder), record_of(folder).results
+    again = analysis.calibration(run.model, run.guide, template=digits.test[:ROWS], num_data=60, num_draws=20)
+    read = found.calibration["test"]
+    assert read.names == again.names and torch.equal(read.ranks, again.ranks) and str(read) == str(again)
+    bounds = analysis.bounds(run.model, run.guide, digits.test[:ROWS], num_particles=(1, 5, 20))
+    read = found.bounds["test"]
+    assert read.num_particles == (1, 5, 20) and torch.equal(read.pointwise, bounds.pointwise) and str(read) == str(bounds)
+
+
+def test_the_page_asks_whether_the_guide_is_calibrated_where_that_was_measured(page, copy, plain):
+    assert "Is the guide calibrated?" in Page(page).text
+    (copy / "results" / "calibration-test.json").unlink()
+    text = Page(analysis.report(copy)).text
+    assert "Is the guide calibrated?" not in text
+    assert f"ppvae evaluate {copy} --calibration 1000" in text
+
+
+def test_bounds_ranks_coverage_and_k_hat_by_label_are_drawn(page):
+    told = [attributes["alt"] for tag, attributes in Page(page).tags if tag == "img"]
+    for words in ("Importance-weighted bound from", "Distribution of ranks", "Coverage of the guide's regions", "by label"):
+        assert sum(words in one for one in told) >= 1, words
+
+
+def test_the_tolerance_is_told_and_asked_for_again(plain, copy):
+    path = copy / "results" / "log_likelihood-test.json"
+    found = json.loads(path.read_text())
+    errors = np.sort(found["pointwise_se"])
+    asked = float((errors[5] + errors[6]) / 2)  # 6 of the 24 rows are within it
+    path.write_text(json.dumps(found | {"tolerance": asked}))
+    text = Page(analysis.report(copy)).text
+    assert f"asked to {asked:g} nats of Monte Carlo error per datum, reached at 25.0 %" in text
+    command = f"ppvae evaluate {copy} --split test --num-data {ROWS} --tolerance {asked} --num-particles 20 --bounds --calibration 60"
+    assert command in facts.commands(record_of(copy))
+
+
+def test_bounds_of_other_particles_have_a_command_of_their_own(copy):
+    found = facts.commands(record_of(copy))
+    rows = f"ppvae evaluate {copy} --split test --num-data {ROWS}"
+    assert f"{rows} --num-particles 20 --bounds" in found
+    assert f"{rows} --num-particles 100 --calibration 60" in found
+
+
+@pytest.mark.parametrize("labels", [3, 30])
+def test_no_more_labels_are_drawn_than_a_figure_holds(labels):
+    found = analysis.KHatByLabel(
+        tuple(range(labels)),
+        torch.full((labels,), 10),
+        torch.arange(labels).double().flip(0) / labels,
+        torch.zeros(labels),
+        torch.zeros(labels),
+        tuple((i,) for i in range(labels)),
+        0.7,
+    )
+    shown = figures._most_faulty(found)
+    assert shown.labels == tuple(range(min(labels, 20)))  # the shares fall with the label
+    assert shown.worst == tuple((i,) for i in shown.labels) and len(shown.share) == len(shown.labels)
+
+
 def valued(folder, place):
     """The number in results/ that a place on the page names."""
     file, _, way = place.partition(":")
@@ -476,6 +558,20 @@ def test_comparison_names_what_differs(comparison):
     text = Page(comparison).text
     for words in ("epochs", "latent_dim=4", "latent_dim=2", "Which is better?"):
         assert words in text
+
+
+def test_a_question_that_one_run_was_not_asked_is_unknown_of_it(comparison, folder, other):
+    found = Page(comparison).text
+    assert "Is the guide calibrated?" in found and "Not measured Not measured." in " ".join(found.split())
+    alts = [attributes["alt"] for tag, attributes in Page(comparison).tags if tag == "img"]
+    assert not any("Importance-weighted bounds" in one for one in alts)  # the second run has none
+
+
+def test_bounds_and_coverage_of_two_runs_stand_in_one_figure(plain, copy, folder, monkeypatch):
+    monkeypatch.setattr(figures, "pictures", lambda *_: iter(()))
+    alts = [attributes["alt"] for tag, attributes in Page(analysis.compare_report(copy, folder)).tags if tag == "img"]
+    assert any(one.startswith("Importance-weighted bounds of") for one in alts)
+    assert any(one.startswith("Coverage of the regions of") for one in alts)
 
 
 def relax(folder):

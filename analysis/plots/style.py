@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppvae.errors import PpvaeError
+from ppvae.errors import ArgumentError
 
 WIDTH = 3.4  # inches, one column
 # Okabe, Ito (2008), Color universal design.
@@ -46,11 +46,11 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure, in the form that the suffix names: .png at 200 dots per inch, .svg or .pdf.
 
     Raises:
-        PpvaeError: Another suffix.
+        ArgumentError: Another suffix.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
-        raise PpvaeError(f"a figure is written as one of {', '.join(FORMATS)}, got '{path.name}'", mend=f"{path.stem}.png")
+        raise ArgumentError(f"a figure is written as one of {', '.join(FORMATS)}, got '{path.name}'", mend=f"{path.stem}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, Any] = {} if path.suffix == ".png" else {"Date" if path.suffix == ".svg" else "CreationDate": None}
     with matplotlib.rc_context(STYLE):

@@ -119,6 +119,10 @@ def table(record: Record) -> list[Row]:
             rows.append(Row(name, over, len(part), drawn, *numbers, error, None))
     for over, found in results.log_likelihood.items():
         note = f"proposal: {found.proposal}" + ("" if found.weights == "plain" else f", {found.weights} weights")
+        asked = results.tolerance(over)
+        if asked is not None:
+            reached = (found.pointwise_se <= asked).double().mean().item()
+            note = f"asked to {asked:g} nats of Monte Carlo error per datum, reached at {100 * reached:.1f} %; {note}"
         rows.append(
             _row("log p(x)", over, found.mean, f"log_likelihood-{over}:mean", len(found.pointwise), _range(found.num_particles), note)
         )
@@ -135,28 +139,60 @@ def table(record: Record) -> list[Row]:
 
 def provenance(record: Record) -> list[tuple[str, str, str, str]]:
     """Of each file of results: name, data, measure, SHA-256 of the rows."""
-    kinds = {"elbo": record.results.elbo, "log_likelihood": record.results.log_likelihood, "inference_gaps": record.results.gaps}
-    sources = {f"{kind}-{over}": found.source for kind, results in kinds.items() for over, found in results.items()}  # type: ignore[attr-defined]
     return [
-        (name, data_of(source), f"{source.measure}, seed {source.seed}", str(source.data["sha256"])) for name, source in sources.items()
+        (name, data_of(source), f"{source.measure}, seed {source.seed}", str(source.data.get("sha256", "")))
+        for name, source in record.results.by_file.items()
     ]
 
 
 def data_of(source: Provenance) -> str:
     """Name, split and number of the rows of a result."""
     about = source.data
+    if "template" in about:
+        rows = rows_of(source)
+        return f"{about['num_data']:,} rows {about['name']}, like {rows['name']}/{rows.get('split', 'all')}"
     return f"{about['name']}/{about.get('split', 'all')}, {about['num_data']:,} rows"
+
+
+def rows_of(source: Provenance) -> dict[str, Any]:
+    """The rows behind a result: those measured, or those that simulated data took their shape from."""
+    found: dict[str, Any] = source.data.get("template", source.data)
+    return found
 
 
 def commands(record: Record) -> list[str]:
     """The commands that make the run and its results again."""
     folder = shlex.quote(str(record.folder))
     found = [train(record.command)] if record.command is not None else []
-    for over, result in record.results.log_likelihood.items():
-        found.append(f"ppvae evaluate {folder}{_rows(over, result.source)}{_drawn(result.proposal, result.num_particles)}")
+    found += _evaluations(record, folder)
     for over, gaps in record.results.gaps.items():
         found.append(f"ppvae gaps {folder}{_rows(over, gaps.source)} --families {' '.join(gaps.refined)}")
     return [*found, f"ppvae report {folder}"]
+
+
+def _evaluations(record: Record, folder: str) -> list[str]:
+    """A command a data set and split, and one more where bounds or ranks were measured otherwise than log p(x)."""
+    results, found = record.results, []
+    for over in dict.fromkeys([*results.log_likelihood, *results.bounds, *results.calibration]):
+        lines: dict[str, list[str]] = {}  # rows and seed -> options
+        particles: dict[str, int] = {}
+        log_px, bounds, judged = results.log_likelihood.get(over), results.bounds.get(over), results.calibration.get(over)
+        if log_px is not None:
+            rows, asked = _rows(over, log_px.source), results.tolerance(over)
+            lines[rows] = [_drawn(log_px.proposal, log_px.num_particles, asked)]
+            if asked is None:
+                particles[rows] = int(log_px.num_particles.max())
+        if bounds is not None:
+            rows = _rows(over, bounds.source)
+            if particles.setdefault(rows, bounds.num_drawn) != bounds.num_drawn:
+                found.append(f"ppvae evaluate {folder}{rows} --num-particles {bounds.num_drawn} --bounds")
+            else:
+                drawn = "" if any("--num-particles" in one for one in lines.get(rows, [])) else f" --num-particles {bounds.num_drawn}"
+                lines.setdefault(rows, []).append(f"{drawn} --bounds")
+        if judged is not None:
+            lines.setdefault(_rows(over, judged.source), []).append(f" --calibration {len(judged.ranks)}")
+        found += [f"ppvae evaluate {folder}{rows}{''.join(options)}" for rows, options in lines.items()]
+    return found
 
 
 def train(command: Mapping[str, Any]) -> str:
@@ -201,7 +237,7 @@ def _row(quantity: str, over: str, found: Estimate, place: str, num_data: int, n
 
 def _rows(over: str, source: Provenance) -> str:
     """The options that name a result's rows."""
-    split = re.fullmatch(r"(\w+)(?:\[:(\d+)\])?", str(source.data.get("split", "")))
+    split = re.fullmatch(r"(\w+)(?:\[:(\d+)\])?", str(rows_of(source).get("split", "")))
     if split is None:
         return ""
     other = over.removesuffix(f"-{split[1]}")
@@ -211,10 +247,10 @@ def _rows(over: str, source: Provenance) -> str:
     )
 
 
-def _drawn(proposal: str, num_particles: Tensor) -> str:
+def _drawn(proposal: str, num_particles: Tensor, tolerance: float | None) -> str:
     low, high = int(num_particles.min()), int(num_particles.max())
-    if low != high:  # the tolerance is not recorded
-        return " --tolerance NATS"
+    if tolerance is not None or low != high:  # measured from Python, a tolerance is not recorded
+        return f" --tolerance {tolerance or 'NATS'}"
     kind = "" if proposal == "guide" else " --proposal defensive" if "defensive" in proposal else " --proposal refined"
     return f" --num-particles {high}{kind}"
 

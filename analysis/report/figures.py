@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -15,9 +15,12 @@ from torch import Tensor
 
 from ppvae import simulate
 from ppvae.analysis import latents, plots
+from ppvae.analysis.bounds import Bounds
+from ppvae.analysis.calibration import Calibration
 from ppvae.analysis.latent_usage import latent_usage
 from ppvae.analysis.log_likelihood import LogLikelihood
 from ppvae.analysis.plots.style import STYLE
+from ppvae.analysis.predictive_check import KHatByLabel, k_hat_by_label
 from ppvae.analysis.report.record import Record
 from ppvae.batches import Batch
 from ppvae.data import Data
@@ -29,6 +32,7 @@ MOST_USED = 500  # rows that figures of the latents are over
 SHOWN, DRAWN = 20, 40  # data reconstructed; samples
 PARTICLES = 16
 HARDEST = 10
+MOST_CLASSES = 20  # of k-hat
 TRAVERSED, PAIRS = 8, 3  # dimensions; pairs of data
 
 
@@ -85,6 +89,44 @@ def measured(record: Record) -> Iterator[Callable[[], Shown]]:
             f"{gaps.mean('amortization').value:.2f} nats",
             svg(plots.gap_decomposition(gaps)),
         )
+    for over, bounds in record.results.bounds.items():
+        yield lambda over=over, bounds=bounds: _bounds(over, bounds)  # type: ignore[misc]
+    for over, judged in record.results.calibration.items():
+        yield lambda over=over, judged=judged: _ranks(over, judged)  # type: ignore[misc]
+        yield lambda over=over, judged=judged: _coverage(over, judged)  # type: ignore[misc]
+
+
+def _bounds(over: str, found: Bounds) -> Shown:
+    first, last = found.means[0], found.means[-1]
+    return Shown(
+        f"The bound by number of particles ({over})",
+        "L[q] at K = 1, and below log p(x) everywhere on average. A curve that still rises has not arrived; one that is flat may have, or "
+        "its proposal misses a part of the posterior, which the second proposal of the verdict is there to find.",
+        f"Importance-weighted bound from {first.value:.2f} nats at K = {found.num_particles[0]} to {last.value:.2f} at "
+        f"K = {found.num_particles[-1]:,}",
+        svg(plots.bounds_against_particles(found)),
+    )
+
+
+def _ranks(over: str, found: Calibration) -> Shown:
+    return Shown(
+        f"Is the guide a posterior? ({over})",
+        "Ranks of the z that made each datum among the guide's draws. A curve that leaves the band is a fault. Of a dimension: first above "
+        "zero and then below, the guide is too narrow, the other way round too wide; above all the way, it lies too high. Of log q(z | x), "
+        "above zero, its regions hold too little; of log p(x | z), below zero, its draws fit x less well than the truth.",
+        f"Distribution of ranks less the uniform one, by quantity: {len(found.faults)} of {found.num_tests} leave the band",
+        svg(plots.rank_ecdf(found)),
+    )
+
+
+def _coverage(over: str, found: Calibration) -> Shown:
+    return Shown(
+        f"What the guide's regions hold ({over})",
+        "Points on the diagonal are regions that hold the truth as often as they say. Below it the guide is too sure of z, above it too "
+        "little.",
+        f"Coverage of the guide's regions of highest density at {len(found.levels)} levels, on {len(found.ranks):,} simulated data",
+        svg(plots.coverage_curve(found)),
+    )
 
 
 def from_programs(record: Record, model: Any, guide: Any, template: Batch, rows: Data | None) -> Iterator[Callable[[], Shown]]:
@@ -93,9 +135,13 @@ def from_programs(record: Record, model: Any, guide: Any, template: Batch, rows:
     if rows is None:
         return
     for found in record.results.log_likelihood.values():
-        measured_on = rows[: len(found.pointwise)]
-        if record.image_shape is not None and measured_on.sha256 == found.source.data["sha256"]:
+        measured_on = rows[: len(found.pointwise)] if len(found.pointwise) < len(rows) else rows
+        if measured_on.sha256 != found.source.data["sha256"]:
+            continue
+        if record.image_shape is not None:
             yield lambda found=found, data=measured_on: _hardest(model, guide, found, data, record)  # type: ignore[misc]
+        if measured_on.labels is not None and not found.k_hat.isnan().all():
+            yield lambda found=found, data=measured_on: _k_hat_by_label(found, data)  # type: ignore[misc]
     some = rows[:MOST_USED] if len(rows) > MOST_USED else rows
     told = f"{rows.name}/{rows.split}, {len(some)} rows"
     yield lambda: _usage(model, guide, some, told)
@@ -155,6 +201,33 @@ def _hardest(model: Any, guide: Any, found: LogLikelihood, rows: Data, record: R
         f"The {len(worst)} data of the lowest log p(x)",
         png(plots.worst_data(x, worst, found.pointwise, image_shape=record.image_shape)),
     )
+
+
+def _k_hat_by_label(found: LogLikelihood, rows: Data) -> Shown:
+    by_class = k_hat_by_label(found, rows.labels)  # type: ignore[arg-type]  # asked for where there are labels
+    shown = _most_faulty(by_class)
+    which = "" if shown is by_class else f" Shown are the {len(shown.labels)} worst of {len(by_class.labels)} labels."
+    worst = int(shown.share.argmax())
+    share, se = 100 * shown.share[worst].item(), 100 * shown.share_se[worst].item()
+    rows_there = ", ".join(map(str, shown.worst[worst][:3]))
+    most = f" Most at label {shown.labels[worst]}: {share:.0f} ± {se:.0f} %, worst at rows {rows_there}." if share else ""
+    return Shown(
+        "Where the weights fail",
+        f"Share of the data of a label whose k-hat is above its threshold ({rows.name}/{rows.split}), with binomial errors: a label that "
+        f"stands out by more than these is one that the proposal does not know.{most}{which}",
+        f"Share of data with a k-hat above {shown.threshold:.2f} by label",
+        svg(plots.k_hat_by_label(shown)),
+    )
+
+
+def _most_faulty(found: KHatByLabel) -> KHatByLabel:
+    """The classes with the largest shares, where there are more than a figure holds; in their own order."""
+    if len(found.labels) <= MOST_CLASSES:
+        return found
+    kept = found.share.argsort(descending=True, stable=True)[:MOST_CLASSES].sort().values
+    tensors: dict[str, Any] = {name: getattr(found, name)[kept] for name in ("count", "share", "share_se", "median")}
+    lists: dict[str, Any] = {name: tuple(getattr(found, name)[i] for i in kept.tolist()) for name in ("labels", "worst")}
+    return replace(found, **tensors, **lists)
 
 
 def _usage(model: Any, guide: Any, rows: Data, told: str) -> Shown:

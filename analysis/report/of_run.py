@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppvae.analysis.calibration import Calibration
 from ppvae.analysis.log_likelihood import LogLikelihood
 from ppvae.analysis.report import facts, verdicts
 from ppvae.analysis.report.record import Record, mean, record_of, shown_rows
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ppvae.analysis.report.figures import Shown
 
 HELD_OUT = ("validation", "test")
+SIMULATED = 1000  # data that a page asks calibration to be measured on
+NOMINAL = 0.9  # of the regions whose coverage the verdict tells
 LEAST_MEASURED = 1000  # training rows that each epoch is measured on, where there are so many
 NAME = "report.html"
 
@@ -104,6 +107,7 @@ def findings(record: Record) -> list[Finding]:
         _overfitted(record, evaluate),
         verdicts.collapsed(kept.get("active_units"), kept.get("units"), kept.get("rate")),
         _weights(record, evaluate),
+        *([_calibrated(record, folder)] if record.results.calibration else []),
         verdicts.probability(measure, evaluate),
     ]
 
@@ -202,6 +206,22 @@ def trust(found: LogLikelihood) -> dict[str, Any]:
     }
 
 
+def _calibrated(record: Record, folder: str) -> Finding:
+    found: Calibration = chosen(record.results.calibration)
+    nominal = int((found.levels - NOMINAL).abs().argmin())
+    return verdicts.calibrated(
+        [str(fault) for fault in found.faults],
+        num_tests=found.num_tests,
+        num_data=len(found.ranks),
+        level=found.level,
+        nominal=found.levels[nominal].item(),
+        coverage=found.coverage[nominal].item(),
+        error=found.coverage_se[nominal].item(),
+        fits=mean(found.likelihood_pit),
+        command=f"ppvae gaps {folder} --families same full_rank",
+    )
+
+
 def _shown(record: Record, run: Run, rows: Data | None) -> tuple[list[Shown], list[str]]:
     from ppvae.analysis.report import figures
 
@@ -226,6 +246,8 @@ def _unmeasured(record: Record) -> list[tuple[str, str]]:
         found.append(("log p(x) and the ELBO of held-out rows", f"ppvae evaluate {folder}"))
     if not results.gaps:
         found.append(("where the ELBO is lost, in the guide's family or in its encoder", f"ppvae gaps {folder}"))
+    if not results.calibration:
+        found.append(("whether the guide is calibrated", f"ppvae evaluate {folder} --calibration {SIMULATED}"))
     return found
 
 

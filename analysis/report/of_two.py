@@ -72,14 +72,14 @@ def compare_report(a: str | Path, b: str | Path, *, out: str | Path | None = Non
     if not paired:
         missing.append("paired differences: the runs have no results of one kind on the same rows")
     beside, without = figures.attempt(_beside(records, names))
-    judged = [findings(record) for record in records]
+    judged = _by_question(*(findings(record) for record in records))
     return page.write(
         "compare.html",
         Path(out) if out is not None else records[0].folder / f"compare-{records[1].name}.html",
         names=names,
         folders=[str(record.folder) for record in records],
         finding=verdict(records, names, paired),
-        verdicts=list(zip(*judged, strict=True)),
+        verdicts=judged,
         paired=paired,
         unlike=_unlike(*records),
         figures=together,
@@ -157,6 +157,38 @@ def _together(records: Sequence[Record], names: tuple[str, str], paired: Sequenc
             f"Histogram of the difference in {one.what}",
             svg(two_runs.paired_differences(one.found, names, one.what)),
         )
+    a, b = (record.results for record in records)
+    for over, both in _same_rows(a.bounds, b.bounds):
+        yield lambda over=over, both=both: Shown(  # type: ignore[misc]
+            f"The bounds by number of particles ({over})",
+            "Each lies below its own log p(x) on average. Compare models where both are flat: at few particles the better guide wins.",
+            f"Importance-weighted bounds of {names[0]} and {names[1]} by number of particles",
+            svg(two_runs.bounds_of_two(both, names)),
+        )
+    for over, both in _same_rows(a.calibration, b.calibration):
+        yield lambda over=over, both=both: Shown(  # type: ignore[misc]
+            f"What the guides' regions hold ({over})",
+            "Below the diagonal a guide is too sure of z. Each is judged on data drawn from its own model.",
+            f"Coverage of the regions of {names[0]} and {names[1]} by nominal level",
+            svg(two_runs.coverage_of_two(both, names)),
+        )
+
+
+def _by_question(ours: Sequence[Finding], theirs: Sequence[Finding]) -> list[tuple[Finding, Finding]]:
+    """The answers of both runs to each question; of what one of them was not asked it knows nothing."""
+    by_topic = [{one.topic: one for one in findings_} for findings_ in (ours, theirs)]
+    topics = [topic for topic in verdicts.QUESTIONS if any(topic in answers for answers in by_topic)]
+    unknown = {topic: Finding(topic, verdicts.UNKNOWN, "Not measured", "") for topic in topics}
+    return [(by_topic[0].get(topic, unknown[topic]), by_topic[1].get(topic, unknown[topic])) for topic in topics]
+
+
+def _same_rows(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Results of one kind of both runs that are over the same rows."""
+    others = {facts.rows_of(result.source).get("sha256"): result for result in theirs.values()}
+    for over, result in ours.items():
+        other = others.get(facts.rows_of(result.source).get("sha256"))
+        if other is not None:
+            yield over, (result, other)
 
 
 def _beside(records: Sequence[Record], names: tuple[str, str]) -> Iterator[Maker]:

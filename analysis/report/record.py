@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ppvae import checkpoint
+from ppvae.analysis.bounds import Bounds
+from ppvae.analysis.calibration import Calibration
 from ppvae.analysis.elbo import ELBO
 from ppvae.analysis.estimate import Provenance
 from ppvae.analysis.inference_gaps import InferenceGaps
@@ -22,7 +25,7 @@ from ppvae.errors import MissingFileError, PpvaeError, RunError
 from ppvae.recorded import COMMAND, recorded_data
 from ppvae.run import CONFIG, ENVIRONMENT, PROGRAM, holds_a_run, read_history
 
-Result = TypeVar("Result", ELBO, LogLikelihood, InferenceGaps)
+Result = TypeVar("Result", ELBO, LogLikelihood, InferenceGaps, Bounds, Calibration)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Results:
 
     Attributes:
         raw: The JSON values by the name of their file, without suffix.
-        elbo, log_likelihood, gaps: The same as results.
+        elbo, log_likelihood, gaps, bounds, calibration: The same as results.
         unread: Files that are none of these, with the reason where they should be.
     """
 
@@ -39,12 +42,31 @@ class Results:
     elbo: dict[str, ELBO] = field(default_factory=dict)
     log_likelihood: dict[str, LogLikelihood] = field(default_factory=dict)
     gaps: dict[str, InferenceGaps] = field(default_factory=dict)
+    bounds: dict[str, Bounds] = field(default_factory=dict)
+    calibration: dict[str, Calibration] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
 
     @property
     def sources(self) -> list[Provenance]:
         """Where the numbers came from."""
-        return [found.source for kind in (self.elbo, self.log_likelihood, self.gaps) for found in kind.values()]
+        return list(self.by_file.values())
+
+    @property
+    def by_file(self) -> dict[str, Provenance]:
+        """Name of a result's file, without suffix -> where its numbers came from."""
+        kinds: dict[str, Mapping[str, Any]] = {
+            "elbo": self.elbo,
+            "log_likelihood": self.log_likelihood,
+            "inference_gaps": self.gaps,
+            "bounds": self.bounds,
+            "calibration": self.calibration,
+        }
+        return {f"{kind}-{over}": found.source for kind, results in kinds.items() for over, found in results.items()}
+
+    def tolerance(self, over: str) -> float | None:
+        """Nats of Monte Carlo error that log p(x) was asked to; None where it was not, or where nothing recorded it."""
+        asked = self.raw.get(f"log_likelihood-{over}", {}).get("tolerance")
+        return float(asked) if isinstance(asked, int | float) else None
 
 
 @dataclass(frozen=True)
@@ -140,6 +162,10 @@ def results_of(folder: Path) -> Results:
                 found.log_likelihood[over] = _result(LogLikelihood, value)
             elif kind == "inference_gaps":
                 found.gaps[over] = _result(InferenceGaps, value)
+            elif kind == "bounds":
+                found.bounds[over] = _result(Bounds, value)
+            elif kind == "calibration":
+                found.calibration[over] = _result(Calibration, value)
             else:
                 found.unread.append(path.name)
                 continue
@@ -172,6 +198,9 @@ def _result(kind: type[Result], value: Any) -> Result:
     """A result made of its JSON again; lists of numbers become float64 tensors."""
     try:
         values: dict[str, Any] = {part.name: _part(value[part.name]) for part in dataclasses.fields(kind)}
+        for part in dataclasses.fields(kind):
+            if str(part.type).startswith("tuple"):  # names, numbers of particles
+                values[part.name] = tuple(value[part.name])
         about = value["source"]
         values["source"] = Provenance(about["data"], about["measure"], about["seed"], tuple(about["conditioned_on"]))
         if values.get("verdict") is not None:
@@ -182,7 +211,7 @@ def _result(kind: type[Result], value: Any) -> Result:
 
 
 def _part(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list) and not any(isinstance(one, str) for one in value):
         found = torch.tensor(value)
         return torch.tensor(value, dtype=torch.float64) if found.is_floating_point() else found
     if isinstance(value, dict):

@@ -18,6 +18,7 @@ QUESTIONS = {
     "overfitting": "Is it overfitted?",
     "collapse": "Has the posterior collapsed?",
     "log p(x)": "Is log p(x) to be trusted?",
+    "calibration": "Is the guide calibrated?",
     "the measure": "Is it a probability of the data?",
     "which is better": "Which is better?",
 }
@@ -26,6 +27,7 @@ NOT_TO_BELIEVE = {
     "overfitting": "what is measured on training rows",
     "collapse": "that the latents say anything about the data",
     "log p(x)": "the value of log p(x)",
+    "calibration": "what the guide says of z",
     "the measure": "that these are log probabilities",
 }
 SURE = 2.0  # standard errors
@@ -34,6 +36,8 @@ LEAST_EPOCHS, LEAST_WINDOW = 10, 5
 LOST = 0.25  # of what training gained on its own rows
 EMPTY = 0.1  # nats: latents that carry less carry nothing
 TRUSTED, DOUBTED = 0.95, 0.8  # shares of the data
+OFF = 0.05  # of what a region of the guide should hold
+FITS = 0.1  # by which the share of draws that fit x less well than the truth may leave a half
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,45 @@ def weights(
         return Finding(topic, GOOD, "Yes", f"{share}{low}.")
     answer, level = ("Mostly", CARE) if trusted >= DOUBTED else ("No", BAD)
     return Finding(topic, level, answer, f"{share}{low}.", command)
+
+
+def calibrated(
+    faults: Sequence[str],
+    *,
+    num_tests: int,
+    num_data: int,
+    level: float,
+    nominal: float = math.nan,
+    coverage: float = math.nan,
+    error: float = math.nan,
+    fits: float = 0.5,
+    command: str = "",
+) -> Finding:
+    """Whether the guide's draws are as a posterior's would be, on data drawn from the model.
+
+    Args:
+        faults: What was found, the least probable first; empty where chance explains all of it.
+        num_tests: Quantities that were looked at.
+        num_data: Simulated data.
+        level: The chance that a posterior is called uncalibrated.
+        nominal, coverage, error: A level, the share of truths in the guide's regions of that level, and its standard error; nan where the
+            guide cannot tell its density.
+        fits: Mean share of the guide's draws that fit x less well than the z that made x; of a posterior a half.
+        command: What helps.
+    """
+    topic = "calibration"
+    regions = f"{100 * nominal:.0f} % regions of q(z | x) hold the truth {100 * coverage:.1f} ± {100 * error:.1f} % of the time"
+    regions = "" if math.isnan(coverage) else f"; {regions}"
+    over = f"{num_data:,} data drawn from the model"
+    if not faults:
+        reason = f"None of {num_tests} quantities is off by more than chance explains, on {over}{regions}."
+        return Finding(topic, GOOD, "No fault found", reason)
+    more = f" and {len(faults) - 1} more of {num_tests} quantities" if len(faults) > 1 else ""
+    reason = f"{faults[0]}{more}, on {over} (family-wise level {level:g}){regions}."
+    far = abs(coverage - nominal) - SURE * error > OFF or abs(fits - 0.5) > FITS
+    if far:
+        return Finding(topic, BAD, "No", reason, command)
+    return Finding(topic, CARE, "Not quite", reason, command)
 
 
 def probability(measure: str | None, command: str = "") -> Finding:

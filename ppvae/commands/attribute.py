@@ -6,11 +6,11 @@ import numpy as np
 
 from ppvae.analysis import latents, plots
 from ppvae.commands.encode import npz
-from ppvae.commands.folders import loaded, save_figure
+from ppvae.commands.folders import loaded, save_figure, splits_of
 from ppvae.errors import DataError
 from ppvae.options import Attribute
 from ppvae.output import tell
-from ppvae.recorded import image_shape, recorded_data
+from ppvae.recorded import image_shape
 
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)  # of the figure, in units of --strength
 
@@ -18,7 +18,7 @@ STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)  # of the figure, in units of --str
 def run(options: Attribute) -> int:
     """Measure what moving along a label's direction does, and draw it."""
     found = loaded(options.run)
-    data = recorded_data(options.run, options.data)
+    data = splits_of(options.run, options.data)
     if data.train.labels is None or data.test.labels is None:
         raise DataError(f"{data.train.name} has no labels", mend="an attribute needs labelled data: an .npz with x and labels, a named set")
     pair = (found.model, found.guide)

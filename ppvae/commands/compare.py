@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ppvae import analysis
-from ppvae.commands.folders import check_folder
+from ppvae.commands.folders import check_folder, writable
 from ppvae.options import Compare
 from ppvae.output import tell
 
@@ -12,6 +12,6 @@ def run(options: Compare) -> int:
     """Write the page on two runs."""
     for folder in (options.first, options.second):
         check_folder(folder)
-    page = analysis.compare_report(options.first, options.second, out=options.out)
+    page = analysis.compare_report(options.first, options.second, out=None if options.out is None else writable(options.out))
     tell("report", f"report: {page}", str(page))
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ppvae.analysis import latents, plots
-from ppvae.commands.folders import result_name, run_and_data, save_figure
+from ppvae.commands.folders import result_name, run_and_data, save_figure, writable
 from ppvae.options import Encode
 from ppvae.output import tell
 
@@ -28,6 +28,4 @@ def run(options: Encode) -> int:
 
 def npz(path: Path) -> Path:
     """A path of a .npz file, its folder made."""
-    path = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    return writable(path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz"))

@@ -7,12 +7,15 @@ from ppvae.analysis import plots
 from ppvae.analysis.reference import REFERENCES
 from ppvae.commands.folders import result_name, run_and_data, save_figure, tell_result
 from ppvae.commands.processes import together
+from ppvae.errors import UsageError
 from ppvae.options import Gaps, chosen
 from ppvae.starts import FAMILIES
 
 
 def run(options: Gaps) -> int:
     """Measure the gaps of inference, and draw them."""
+    if not options.families:
+        raise UsageError("--families needs one at least", mend=f"one or more of {', '.join(FAMILIES)}")
     families = tuple(chosen("family", name, list(FAMILIES)) for name in options.families)
     reference = chosen("reference", options.reference, list(REFERENCES))
     found, data = run_and_data(options.run, options.split, options.data, options.num_data)

@@ -7,7 +7,7 @@ import numpy as np
 from ppvae.analysis import latents, plots
 from ppvae.analysis.latents.paths import KINDS
 from ppvae.commands.encode import npz
-from ppvae.commands.folders import run_and_data, save_figure
+from ppvae.commands.folders import check_row, run_and_data, save_figure
 from ppvae.options import Interpolate, chosen
 from ppvae.output import tell
 from ppvae.recorded import image_shape
@@ -17,6 +17,8 @@ def run(options: Interpolate) -> int:
     """Decode the paths between two data, and draw them."""
     kinds = KINDS if options.path == "all" else (chosen("path", options.path, [*KINDS, "all"]),)
     found, data = run_and_data(options.run, options.split, options.data)
+    for option, row in (("--start", options.start), ("--end", options.end)):
+        check_row(option, row, data)
     ends = [(options.start, options.end)]
     paths = latents.interpolate(found.model, found.guide, data, ends, kinds=kinds, steps=options.steps, seed=options.seed)
     out = options.out or options.run / "figures" / f"interpolation-{options.start}-{options.end}.png"

@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ppvae import factory, guides, models, noise
+from ppvae.batches import tensors
 from ppvae.data import Data
-from ppvae.errors import DataError, ShapeError, UsageError
+from ppvae.errors import DataError, UsageError
 from ppvae.models import likelihoods, priors
 from ppvae.nn import MLP, ConvDecoder, ConvEncoder, WithMask
 from ppvae.options import Pair, chosen
@@ -74,7 +76,7 @@ def conv(data: Data, options: Pair) -> tuple[Any, Any]:
     width, z = _width(data, "conv"), options.latent_dim
     side, channels = math.isqrt(width), options.hidden[0] if options.hidden else 32
     if side * side != width or side % 4:
-        raise ShapeError(
+        raise DataError(
             f"the program conv needs square images with a side that is a multiple of 4, got {width} numbers a row",
             where=data.name,
             mend=["--program mlp", "--program file.py:function"],
@@ -97,6 +99,9 @@ def pair(data: Data, options: Pair) -> tuple[Any, Any, dict[str, str] | None]:
         if options.program.endswith(".py"):
             raise UsageError(f"'{options.program}' names a file, and no function in it", mend=f"--program {options.program}:function")
         model, guide = BUILDERS[_known(options.program)](data, options)
+        first = next(iter(tensors(data.batch(slice(0, 1))).values()))
+        if first.dtype == torch.float64:  # as NumPy stores real numbers unless told otherwise: they are kept, and so networks must follow
+            model, guide = model.double(), guide.double()
         return model, guide, None
 
 
@@ -114,7 +119,7 @@ def _activation(options: Pair) -> type[nn.Module]:
 def _width(data: Data, program: str) -> int:
     shape = data.event_shape["x"] if data.masked and program == "mlp" else data.event_shape
     if not isinstance(shape, tuple) or len(shape) != 1 or not isinstance(shape[0], int):
-        raise ShapeError(
+        raise DataError(
             f"the program {program} needs rows that are vectors, got event shape {shape}",
             where=data.name,
             mend=["leave out --no-flatten", "--program file.py:function"],

@@ -11,6 +11,7 @@ import torch
 import ppvae
 from ppvae import checkpoint, objectives
 from ppvae.commands import pairs
+from ppvae.commands.folders import writable
 from ppvae.commands.processes import check_device, together
 from ppvae.data import Data, Splits
 from ppvae.errors import RunError
@@ -57,7 +58,7 @@ def trained(options: Train) -> Run:
     model, guide, source = pairs.pair(data.train, options)
     if not holds_a_run(folder) and shared().first:  # a resumed run keeps the options of its start
         record = asdict(options) | {"data": _lasting(options.data), "out": str(folder), "image_shape": _stored_image_shape(data.train)}
-        checkpoint.write_json(folder / COMMAND, record)
+        checkpoint.write_json(writable(folder / COMMAND), record)
     return ppvae.fit(
         model,
         guide,

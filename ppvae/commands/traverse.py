@@ -6,7 +6,7 @@ import numpy as np
 
 from ppvae.analysis import latents, plots
 from ppvae.commands.encode import npz
-from ppvae.commands.folders import run_and_data, save_figure
+from ppvae.commands.folders import check_row, run_and_data, save_figure
 from ppvae.options import Traverse
 from ppvae.output import tell
 from ppvae.recorded import image_shape
@@ -17,6 +17,8 @@ MOST_SHOWN = 10  # dimensions, where none are named
 def run(options: Traverse) -> int:
     """Move dimensions one by one, and draw what is decoded."""
     found, data = run_and_data(options.run, options.split, options.data)
+    if options.row is not None:
+        check_row("--row", options.row, data)
     used = latents.codes(found.model, found.guide, data[:1000], seed=options.seed).most_used
     moved = latents.traversal(
         found.model,
