@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 
 import numpy as np
 import pyro
 import pytest
 import torch
+from forks import Forks
 
 from ppvae.noise import derived_seed
 
@@ -17,6 +19,13 @@ def pytest_configure():
     """A shell's background job ignores Ctrl-C, and so would every run whose tests send it one."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """A process that has imported everything, from which tests fork: one a worker, since it takes seconds to start."""
+    with Forks() as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +37,9 @@ def fresh(request):
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    # While it captures a graph torch takes the stack of every value, with source lines: under pytest's fifty frames a fifth of the time.
+    sys.tracebacklimit = 1
     yield seed
+    del sys.tracebacklimit
     torch.set_default_dtype(dtype)
     pyro.clear_param_store()

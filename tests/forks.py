@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -58,6 +59,8 @@ def serve():
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # its module imports half of torch's compiler
     for line in sys.stdin:
         function, *arguments = json.loads(line)
+        with contextlib.suppress(Exception):  # the child tells; what one of them needs the next has
+            importlib.import_module(function.partition(":")[0])
         child = os.fork()
         if child == 0:
             _be_the_child(function, arguments)

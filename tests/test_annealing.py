@@ -163,7 +163,9 @@ def test_a_global_site_is_conditioned_on(start):
     assert "conditional on a draw of mu" in str(found)
 
 
-@pytest.mark.parametrize(("start", "schedule"), [("prior", "sigmoid"), ("guide", "linear"), ("prior", "equal")])
+@pytest.mark.parametrize(
+    ("start", "schedule"), [pytest.param("prior", "sigmoid", marks=pytest.mark.soak), ("guide", "linear"), ("prior", "equal")]
+)
 def test_weights_are_unbiased_for_the_evidence_on_the_linear_scale(start, schedule):
     # three temperatures, so that a wrong increment, sign or transition has nowhere to hide
     model, _, x = linear_gaussian(num_data=4, scale=1.5)

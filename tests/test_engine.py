@@ -31,6 +31,18 @@ from zoo import LIARS, ZOO, D, Entry, Z
 adam = functools.partial(torch.optim.Adam, lr=0.01, eps=1e-3)
 CAPTURED = {name: entry for name, entry in ZOO.items() if not entry.eager}
 EAGER = {name: entry for name, entry in {**ZOO, **LIARS}.items() if entry.eager}
+# Pairs that put together what two others hold one by one, or hold what another does in a second form: run at length by make soak.
+COMBINED = {
+    "two layers",
+    "AutoNormal",
+    "score function, particles",
+    "a tuple",
+    "particles in a loop",
+    "mean field without a closed form",
+    "importance weighted",
+    "scheduled beta over a global latent",
+    "scheduled beta, mean field",
+}
 COMPILED = [
     "functions with pyro.module",
     "BatchNorm and dropout",
@@ -84,7 +96,7 @@ def hold_gradients(svi, entry):
         torch.testing.assert_close(found.gradients, [g * factor for g in gradients], rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", CAPTURED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in COMBINED)) for name in CAPTURED])
 def test_fifty_steps_end_where_eager_ones_end_and_every_gradient_is_pyro_s(name):
     entry = ZOO[name]
     args = entry.args()
@@ -113,7 +125,14 @@ def test_fifty_steps_by_inductor_end_where_eager_ones_end(name):
     torch.testing.assert_close(state(svi), ends, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["functions with pyro.module", "scheduled beta over a global latent", "BatchNorm and dropout"])
+# The hardest of them: sums over images, and statistics that go on from step to step. The others have fewer terms.
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("functions with pyro.module", "scheduled beta over a global latent")),
+        "BatchNorm and dropout",
+    ],
+)
 def test_in_float32_fifty_steps_are_captured_and_agree_to_rounding(name):
     torch.set_default_dtype(torch.float32)
     entry = ZOO[name]
@@ -301,7 +320,11 @@ def test_a_rewind_to_the_first_step_forgets_what_the_optimizer_learned_since():
     assert kept.optimizer["state"] == {}
 
 
-@pytest.mark.parametrize(("place", "dtype"), [(0, torch.float64), *((place, torch.float32) for place in range(8))], ids=str)
+# Of the eight gradients the first and the last; those between go the same way.
+BETWEEN = [pytest.param(place, torch.float32, marks=pytest.mark.soak) for place in range(1, 7)]
+
+
+@pytest.mark.parametrize(("place", "dtype"), [(0, torch.float64), (0, torch.float32), *BETWEEN, (7, torch.float32)], ids=str)
 def test_a_fault_of_one_percent_in_one_gradient_is_caught(place, dtype):
     torch.set_default_dtype(dtype)
     entry = ZOO["functions with pyro.module"]
@@ -488,7 +511,15 @@ def test_arrays_that_lie_where_the_last_one_lay_are_told_apart():
         del weights
 
 
-@pytest.mark.parametrize("name", ["functions with pyro.module", "constrained parameters", "BatchNorm and dropout", "AutoNormal"])
+# Parameters of the store, and those of modules with buffers; the other two are of these kinds.
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("functions with pyro.module", "AutoNormal")),
+        "constrained parameters",
+        "BatchNorm and dropout",
+    ],
+)
 def test_a_pyro_optimizer_goes_the_same_way(name):
     entry = ZOO[name]
     args = entry.args()

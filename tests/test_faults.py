@@ -12,7 +12,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from forks import Forks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyro import poutine
@@ -571,12 +570,6 @@ def full_after(folder, bytes_):
         Path(folder).with_name("said").write_text(str(error))
         return error.exit_code
     return 0
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as found:
-        yield found
 
 
 def test_a_limit_on_the_size_of_files_ends_in_74_before_the_first_step(forks, tmp_path):

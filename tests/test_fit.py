@@ -175,8 +175,8 @@ def test_global_posterior_is_reached():
     # Conjugate: q(mu) = N(sum x / (N + 1), 1 / (N + 1)); each batch's data terms are scaled up, or the scale would be 1 / (B + 1).
     x = pairs.real(20, 1) + 1.0
     optimizer = functools.partial(torch.optim.Adam, lr=0.05)
-    scheduler = functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.98)
-    run = fit(pairs.unknown_mean, x, epochs=250, batch_size=10, optimizer=optimizer, scheduler=scheduler)
+    scheduler = functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.95)
+    run = fit(pairs.unknown_mean, x, epochs=100, batch_size=10, optimizer=optimizer, scheduler=scheduler)
     found = final(run)
     # what Adam leaves of the noise at a last rate of 3e-4, in units of the posterior's scale: a tenth is generous, a wrong scale 40 %
     assert abs(found["param.loc"] - x.sum() / 21).item() < 0.1 / 21**0.5

@@ -68,9 +68,15 @@ def train(name, epochs=5, **arguments):
         return run, {key: value.detach().clone() for key, value in named_tensors(model, guide).items()}
 
 
+@functools.cache
+def undisturbed(name):
+    """A compiled run in memory, made once: what several tests compare with."""
+    return train(name, compile=True)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_compiled_run_is_the_eager_run(name, graphs):
-    (eager, expected), (found, tensors) = train(name, compile=False), train(name, compile=True)
+    (eager, expected), (found, tensors) = train(name, compile=False), undisturbed(name)
     assert (eager.config["engine"], found.config["engine"]) == ("eager", "compiled")
     single = next(iter(tensors.values())).dtype == torch.float32
     for key, value in expected.items():
@@ -86,9 +92,18 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.soak), 7])  # within the second epoch
-@pytest.mark.parametrize("name", ["Adam", "dynamic binarisation", "warm-up, clipping, scheduler", "BatchNorm", "pyro.optim"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("Adam", marks=pytest.mark.soak),  # is in the one with a warm-up
+        pytest.param("dynamic binarisation", marks=pytest.mark.soak),  # goes through inductor below
+        "warm-up, clipping, scheduler",
+        "BatchNorm",
+        "pyro.optim",
+    ],
+)
 def test_interrupted_compiled_run_goes_on_as_if_undisturbed(name, at, graphs, tmp_path, monkeypatch):
-    _, whole = train(name, compile=True, out=tmp_path / "whole")
+    _, whole = undisturbed(name)
     take = ppvae.SVI.take
 
     def breaks(self, *args, **kwargs):

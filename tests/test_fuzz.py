@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forks import Forks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -258,12 +257,6 @@ def read_hostile(kind, folder):
         (Path(folder) / "found").write_text(f"{len(lines)} line, {len(error.problem)} characters, {seconds:.2f} s, {used:.0f} MB: {error}")
         return 0 if len(lines) == 1 and len(error.problem) < 400 and seconds < 1.0 and used < 200 else 3
     return 4
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as found:
-        yield found
 
 
 @pytest.mark.parametrize("kind", HOSTILE)

@@ -12,7 +12,6 @@ import time
 
 import pytest
 import torch
-from forks import Forks
 from test_resume import left_in, run, untimed
 
 import pairs
@@ -219,12 +218,6 @@ def test_runs_of_two_threads_are_their_solo_runs(tmp_path):
 
 
 # Real signals at random times.
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import warnings
 
 import pytest
 import torch
-from forks import Forks
 from test_resume import left_in, untimed
 
 import ppvae
@@ -20,12 +19,6 @@ from ppvae import checkpoint, storage
 from ppvae.run import HISTORY
 
 DIED = 9
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -192,8 +192,18 @@ def test_processes_sum_copy_and_exchange():
 # The step.
 
 
-@pytest.mark.parametrize("num_data", [8, 7, 1], ids=["even", "uneven", "a process without rows"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, ROUNDING), (torch.float32, SINGLE)], ids=["float64", "float32"])
+# Each number of rows and each type once; make soak holds the other pairs of the two.
+@pytest.mark.parametrize(
+    ("num_data", "dtype", "tolerance"),
+    [
+        pytest.param(8, torch.float64, ROUNDING, id="float64-even"),
+        pytest.param(7, torch.float32, SINGLE, id="float32-uneven"),
+        pytest.param(1, torch.float64, ROUNDING, id="float64-a process without rows"),
+        pytest.param(8, torch.float32, SINGLE, id="float32-even", marks=pytest.mark.soak),
+        pytest.param(7, torch.float64, ROUNDING, id="float64-uneven", marks=pytest.mark.soak),
+        pytest.param(1, torch.float32, SINGLE, id="float32-a process without rows", marks=pytest.mark.soak),
+    ],
+)
 def test_the_gradient_of_two_processes_is_that_of_one(num_data, dtype, tolerance):
     x = pairs.real(num_data).to(dtype)
     make = functools.partial(point_pair, dtype)
@@ -204,8 +214,15 @@ def test_the_gradient_of_two_processes_is_that_of_one(num_data, dtype, tolerance
         assert abs(history[0]["objective"] - alone[0][0]["objective"]) < tolerance
 
 
-@pytest.mark.parametrize("clip_norm", [None, 0.3], ids=["free", "clipped"])
-@pytest.mark.parametrize("size", [2, 3], ids=str)
+@pytest.mark.parametrize(
+    ("size", "clip_norm"),
+    [
+        pytest.param(2, 0.3, id="2-clipped"),
+        pytest.param(3, None, id="3-free"),
+        pytest.param(2, None, id="2-free", marks=pytest.mark.soak),
+        pytest.param(3, 0.3, id="3-clipped", marks=pytest.mark.soak),
+    ],
+)
 def test_a_run_of_several_processes_is_that_of_one_where_nothing_is_drawn(size, clip_norm):
     x, held_out = pairs.real(20), pairs.real(9, seed=1)  # 8 + 8 + 4: three processes have 2 or 3 rows, then 1 or 2
     arguments = {"clip_norm": clip_norm, "validation": held_out, "beta": 0.5, "optimizer": functools.partial(torch.optim.SGD, lr=0.1)}
@@ -302,7 +319,7 @@ def test_rows_of_two_processes_do_not_share_their_noise():
     assert len(first) == 2 and all((a != b).all() for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("size", [2, 3], ids=str)
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.soak), 3], ids=str)  # three have shares of 3, 3 and 2 rows
 def test_parameters_are_equal_bit_for_bit_on_all_processes(size):
     found = results(trained, pairs.ours, pairs.binary(20), {"validation": pairs.binary(9, seed=1)}, size=size)
     assert all(same(tensors, found[0][1]) and history == found[0][0] for history, tensors in found)
@@ -393,7 +410,7 @@ def dying_pair(rank, how):
 @pytest.mark.parametrize("how", ["kill", "raise"])
 def test_a_lost_process_ends_the_other(rank, how):
     begun = time.monotonic()
-    outcomes = in_processes(trained, functools.partial(dying_pair, rank, how), pairs.real(20), {"epochs": 1000})
+    outcomes = in_processes(trained, functools.partial(dying_pair, rank, how), pairs.real(20), {"epochs": 900})  # few enough to run eagerly
     assert time.monotonic() - begun < 30
     left = outcomes[1 - rank]
     assert isinstance(left, LostRankError) and f"process {1 - rank} of 2 has lost another process" in str(left)
@@ -558,9 +575,9 @@ def test_the_command_trains_and_measures_in_two_processes(tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_ends_when_one_of_its_processes_is_killed(tmp_path):
-    run = torchrun("train", "--data", "digits", "--epochs", "300", "--out", str(tmp_path / "run"))
+    run = torchrun("train", "--data", "digits", "--epochs", "200", "--out", str(tmp_path / "run"))
     try:
-        assert any(re.search("epoch +1/300", line) for line in iter(run.stderr.readline, ""))
+        assert any(re.search("epoch +1/200", line) for line in iter(run.stderr.readline, ""))
         workers = [int(child) for child in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
         begun = time.monotonic()
         os.kill(next(pid for pid in workers if rank_of(pid) == "1"), signal.SIGKILL)
