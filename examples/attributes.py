@@ -123,7 +123,7 @@ def trained(model: models.LatentVariable, guide: guides.DiagonalNormal, data: Da
     """Trained there once."""
     schedule = functools.partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.05, total_iters=epochs)
     optimizer = functools.partial(torch.optim.Adam, lr=2e-3)
-    ppvae.fit(
+    experiment.fit(
         model, guide, data, epochs=epochs, batch_size=64, optimizer=optimizer, scheduler=schedule, compile=False, out=out, resume=True
     )
     return model, guide

@@ -125,7 +125,7 @@ def fitted(model: Any, guide: Any, train: Any, epochs: int, out: Path, objective
     """A pair that was trained there is not trained again."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*ends at", UnreliableWarning)  # that weights do is the experiment
-        ppvae.fit(
+        experiment.fit(
             model,
             guide,
             train,

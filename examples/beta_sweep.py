@@ -103,7 +103,7 @@ def trained(beta: float, dim: int, data: Any, epochs: int, out: Path) -> Pair:
     model, guide = pair(dim)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "beta ends at", UnreliableWarning)  # that it does is the experiment
-        ppvae.fit(
+        experiment.fit(
             model,
             guide,
             data,

@@ -113,7 +113,7 @@ def trained(objective: str, weight: float, seed: int, data: Data, epochs: int, o
     by_beta = objective == "beta"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "beta ends at", UnreliableWarning)  # that it does is the experiment
-        ppvae.fit(
+        experiment.fit(
             model,
             guide,
             data,

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
 
+import ppvae
 from ppvae.analysis import plots
 
 Claims = Mapping[str, tuple[bool, str]]  # claim -> whether it was seen, and the numbers
@@ -27,6 +28,18 @@ def options(
     parser.add_argument("--out", type=Path, default=Path("runs") / name)
     parser.add_argument("--quick", action="store_true", help=quick)
     return parser.parse_args(arguments)
+
+
+def fit(*pair_and_data: Any, **settings: Any) -> ppvae.Run:
+    """``ppvae.fit``. After a signal that returns a run which is not whole; an experiment ends there, and goes on when it is called again.
+
+    Raises:
+        KeyboardInterrupt: A signal came; with ``out`` and ``resume`` the run goes on from where it is.
+    """
+    run = ppvae.fit(*pair_and_data, **settings)
+    if run.stopped == "interrupt":
+        raise KeyboardInterrupt
+    return run
 
 
 def finish(out: Path, name: str, table: str, claims: Claims, figure: Figure, record: Mapping[str, Any]) -> None:

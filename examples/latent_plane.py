@@ -149,7 +149,7 @@ def pair(kind: str, side: int) -> tuple[models.Bernoulli, guides.DiagonalNormal]
 def trained(name: str, kind: str, data: Any, effort: Effort, out: Path) -> Any:
     """A pair that was trained there is not trained again."""
     chosen = SETS[name]
-    return ppvae.fit(
+    return experiment.fit(
         *pair(kind, chosen.side),
         data.train[: min(chosen.num_train, effort.most_train)],
         validation=data.validation[:1000],

@@ -104,7 +104,7 @@ def trained_linear(x: Tensor, dim: int, epochs: int, out: Path) -> tuple[models.
     guide = guides.DiagonalNormal(LinearEncoder(x.shape[1], dim), latent_dim=dim)
     optimizer = functools.partial(torch.optim.Adam, lr=0.03)
     scheduler = functools.partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.002, total_iters=epochs)
-    ppvae.fit(
+    experiment.fit(
         model,
         guide,
         x.repeat(8, 1),
@@ -125,7 +125,7 @@ def trained_deep(data: Any, dim: int, epochs: int, out: Path) -> tuple[models.La
     d = data.train.x.shape[1]
     model = models.LatentVariable(models.priors.StandardNormal(dim), nn.MLP(dim, [128], d), models.likelihoods.NormalLearned(0.3))
     guide = guides.DiagonalNormal(nn.MLP(d, [128], 2 * dim), latent_dim=dim)
-    ppvae.fit(
+    experiment.fit(
         model,
         guide,
         data.train,
