@@ -54,6 +54,10 @@ define EXPERIMENTS
 4 runs/attributes/attributes.json attributes.py --out runs/attributes
 6 runs/blur/blur.json blur.py --out runs/blur
 3 runs/lorenz/lorenz.json lorenz.py --out runs/lorenz
+6 runs/price-of-amortization/price-of-amortization.json price_of_amortization.py --out runs/price-of-amortization
+8 runs/text/text.json text.py --out runs/text
+16 runs/music/music.json music.py --out runs/music
+3 runs/counts/counts.json counts.py --out runs/counts
 2 runs/augmentation/augmentation.json augmentation.py --out runs/augmentation
 5 runs/disentanglement/disentanglement.json disentanglement.py --out runs/disentanglement
 2 runs/rate-distortion/rate-distortion.json rate_distortion.py --out runs/rate-distortion

@@ -6,8 +6,9 @@ that ``ppvae.data.music`` reads. A frame is one beat and 88 keys, and a key that
 The published numbers (Pyro's tutorial: 6.87, 6.82 and 6.80 with 0, 1 and 2 flows; Krishnan and others: 6.93) are minus the ELBO by one
 draw, summed over the test pieces and divided by their frames. So is the ELBO here, by more draws: the same expectation. Beside it stands
 the importance-weighted bound, which lies nearer to -log p(x) and is another quantity. They trained 5,000 epochs of some 12 steps, with 100
-latents and a reader of 600 units, on a GPU; here it is minutes of one thread, 32 latents and a reader of 96 units, on chunks of 8
-frames, whose first latent is drawn from the learned start wherever in a piece a chunk begins. Measured is on whole test pieces.
+latents and a reader of 600 units, on a GPU; here it is minutes of one thread, 32 latents and a reader of 96 units, on chunks of 8 frames
+and then, for an eighth of the epochs, of 64. The first latent of a chunk is drawn from the learned start, wherever in a piece it begins.
+Measured is on whole pieces.
 
 Expected. (1) The parts hold 229, 76 and 77 pieces, and the reader counts as many frames as the file. (2) Minus the ELBO is below what each
 key by itself costs (its frequency), and below what each key given itself one frame before costs, by more than two standard errors of the
@@ -27,9 +28,8 @@ import argparse
 import functools
 import importlib.util
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,16 @@ DATA = Path("../shared/data/jsb-chorales-quarter.json")
 PIECES = {"train": 229, "validation": 76, "test": 77}
 PUBLISHED = 6.87  # Pyro's deep Markov model without flows, nats a frame
 LATENT_DIM, HIDDEN, READER = 32, 64, 96
-CHUNK = 8  # frames: of more, a step has more than 3,000 operations and is not compiled
+CHUNKS = (8, 64)  # frames: of 8 a step is compiled; of more it has over 3,000 operations and is not
+LENGTHS = (8, 16, 32, 64, 160)  # of the chunks that test pieces are cut into; none is longer than 160
 TICKS = 480  # of a beat, in MIDI
-LEARNING_RATE = 3e-3
+LEARNING_RATES = (3e-3, 1e-3)
 
 
 @dataclass(frozen=True)
 class Effort:
     epochs: int
+    long_epochs: int
     num_train: int | None  # training chunks; None: all
     num_test: int
     num_draws: int
@@ -68,8 +70,8 @@ class Effort:
     frames: int  # of a drawn piece
 
 
-FULL = Effort(200, None, 77, 64, 256, 16, 64)
-QUICK = Effort(2, 24, 3, 4, 16, 2, 8)
+FULL = Effort(200, 25, None, 77, 64, 256, 16, 64)
+QUICK = Effort(2, 1, 24, 3, 4, 16, 2, 8)
 
 
 def chunks(x: dict[str, Tensor], size: int) -> dict[str, Tensor]:
@@ -103,31 +105,43 @@ def pair(frequency: Tensor) -> tuple[models.DeepMarkov, guides.Recurrent]:
     return model, guides.Recurrent(reader, nn.MLP(LATENT_DIM + HIDDEN, [HIDDEN], 2 * LATENT_DIM), LATENT_DIM)
 
 
-def trained(
-    data: dict[str, Tensor], held_out: dict[str, Tensor], epochs: int, out: Path, minutes: float | None = None
-) -> tuple[Any, Any, list[dict[str, Any]]]:
-    """The best epoch by held-out chunks, and the history. What was trained there is not trained again.
+def cut(x: dict[str, Tensor], size: int, num: int | None = None) -> dict[str, Tensor]:
+    """The first ``num`` chunks."""
+    return {name: leaf[:num] for name, leaf in chunks(x, size).items()}
 
-    ``minutes``: of the processor, after which training ends whatever the epoch: the schedules are then unfinished, a later call goes on.
+
+def trained(data: Any, effort: Effort, out: Path) -> Iterator[tuple[Any, Any]]:
+    """The pair after short chunks (the best epoch by held-out chunks), and after long ones (by whole held-out pieces).
+
+    What was trained there is not trained again.
     """
-    model, guide = pair(frequencies(data))
-    began = time.process_time()
-    run = ppvae.fit(
+    short, long = (cut(data.train.x, size, effort.num_train) for size in CHUNKS)
+    held_out = cut(data.validation.x, CHUNKS[0], effort.num_train)
+    model, guide = pair(frequencies(short))
+    fit(model, guide, short, held_out, effort.epochs, LEARNING_RATES[0], 64, linear(0.2, 1.0, fraction=0.2), out / "short")
+    yield model.eval(), guide.eval()
+    fit(model, guide, long, data.validation, effort.long_epochs, LEARNING_RATES[1], 32, 1.0, out / "long")
+    yield model.eval(), guide.eval()
+
+
+def fit(
+    model: Any, guide: Any, x: dict[str, Tensor], held_out: Any, epochs: int, rate: float, batch_size: int, beta: Any, out: Path
+) -> None:
+    """The scheme that both stages share."""
+    experiment.fit(
         model,
         guide,
-        data,
+        x,
         validation=held_out,
         epochs=epochs,
-        batch_size=64,
-        beta=linear(0.2, 1.0, fraction=0.2),
-        optimizer=functools.partial(torch.optim.Adam, lr=LEARNING_RATE, betas=(0.96, 0.999)),
+        batch_size=batch_size,
+        beta=beta,
+        optimizer=functools.partial(torch.optim.Adam, lr=rate, betas=(0.96, 0.999)),
         scheduler=functools.partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.1, total_iters=epochs),
         clip_norm=100.0,
-        callback=None if minutes is None else lambda row: time.process_time() - began < 60 * minutes,
-        out=out / "deep-markov",
+        out=out,
         resume=True,
     )
-    return model.eval(), guide.eval(), run.history
 
 
 # What is measured.
@@ -184,7 +198,8 @@ class Found:
         poor: Share of pieces whose k-hat is above its threshold: there the bound's Monte Carlo error is too small.
         by_key, by_key_before: Of the two baselines; ``below_*``: minus the ELBO less them, paired.
         keys, held: Of the training pieces; ``drawn_*``: of the drawn ones.
-        epochs, planned: Trained, and what the schedules were made for.
+        by_length: Minus the ELBO of test pieces cut into chunks of ``LENGTHS`` frames, after short chunks and after long ones.
+        chunks: Training chunks, short and long.
     """
 
     frames: dict[str, int]
@@ -214,10 +229,8 @@ class Found:
     held: float
     drawn_keys: float
     drawn_held: float
-    chunks: int
-    frames_a_chunk: float
-    epochs: int
-    planned: int
+    by_length: list[list[float]]
+    chunks: list[int]
 
 
 def draw(model: Any, num: int, frames: int, keys: int) -> Tensor:
@@ -226,10 +239,20 @@ def draw(model: Any, num: int, frames: int, keys: int) -> Tensor:
     return simulate.sample(model, num, template=template, seed=1)["x"]
 
 
-def measured(data: Any, file: Path, programs: tuple[Any, Any], cut: dict[str, Tensor], effort: Effort, epochs: int) -> tuple[Found, Tensor]:
+def by_length(model: Any, guide: Any, x: dict[str, Tensor], num_draws: int) -> list[float]:
+    """Minus the ELBO, nats a frame, of pieces cut into chunks of each of ``LENGTHS``."""
+    found = []
+    for size in LENGTHS:
+        part = chunks(x, size)
+        found.append(per_frame(-analysis.elbo(model, guide, part, num_particles=max(1, num_draws // 16)).pointwise, part["lengths"])[0])
+    return found
+
+
+def measured(data: Any, file: Path, programs: tuple[Any, Any], effort: Effort, lengths: list[list[float]]) -> tuple[Found, Tensor]:
+    """What is found on the test pieces, and drawn pieces; ``lengths`` of ``by_length`` after each stage."""
     model, guide = programs
     test = data.test[: effort.num_test]
-    lengths, frames = test.x["lengths"], test.x["lengths"].sum().item()
+    sizes, frames = test.x["lengths"], test.x["lengths"].sum().item()
     elbo = analysis.elbo(model, guide, test, num_particles=effort.num_draws)
     one = analysis.elbo(model, guide, test, num_particles=1, seed=1)
     # no second proposal: a fitted Normal over thousands of latents is out of reach
@@ -241,24 +264,22 @@ def measured(data: Any, file: Path, programs: tuple[Any, Any], cut: dict[str, Te
         {name: int(getattr(data, name).x["lengths"].sum()) for name in PARTS},
         {name: sum(len(piece) for piece in there[key]) for name, key in PARTS.items()},
         {name: len(getattr(data, name)) for name in PARTS},
-        *per_frame(-elbo.pointwise, lengths),
+        *per_frame(-elbo.pointwise, sizes),
         elbo.pointwise_se.norm().item() / frames,
-        per_frame(-one.pointwise, lengths)[0],
-        *per_frame(elbo.rate, lengths),
-        *per_frame(-found.pointwise, lengths),
+        per_frame(-one.pointwise, sizes)[0],
+        *per_frame(elbo.rate, sizes),
+        *per_frame(-found.pointwise, sizes),
         found.pointwise_se.norm().item() / frames,
-        *per_frame(found.pointwise - elbo.pointwise, lengths),
+        *per_frame(found.pointwise - elbo.pointwise, sizes),
         (found.k_hat > found.threshold).double().mean().item(),
-        *per_frame(keys, lengths),
-        *per_frame(before, lengths),
-        *per_frame(-elbo.pointwise - keys, lengths),
-        *per_frame(-elbo.pointwise - before, lengths),
+        *per_frame(keys, sizes),
+        *per_frame(before, sizes),
+        *per_frame(-elbo.pointwise - keys, sizes),
+        *per_frame(-elbo.pointwise - before, sizes),
         *keys_and_held(data.train.x["x"], data.train.x["lengths"]),
         *keys_and_held(drawn, torch.full((len(drawn),), drawn.shape[1])),
-        len(cut["lengths"]),
-        cut["lengths"].double().mean().item(),
-        epochs,
-        effort.epochs,
+        lengths,
+        [len(chunks(data.train.x, size)["lengths"][: effort.num_train]) for size in CHUNKS],
     ), drawn
 
 
@@ -312,7 +333,11 @@ def table(f: Found) -> str:
         ),
         ("published, -ELBO by one draw", "6.87; with flows 6.82, 6.80; Krishnan and others 6.93"),
         ("keys a frame, share held", f"training {f.keys:.2f}, {f.held:.3f}; drawn {f.drawn_keys:.2f}, {f.drawn_held:.3f}"),
-        ("trained", f"{f.epochs} of {f.planned} epochs of {f.chunks:,} chunks of {CHUNK} frames"),
+        ("-ELBO of test pieces in chunks of", ", ".join(f"{size}" for size in LENGTHS) + " frames (no piece is longer)"),
+        *(
+            (f"  trained on {num:,} chunks of {size}", ", ".join(f"{value:.3f}" for value in found))
+            for size, num, found in zip(CHUNKS, f.chunks, f.by_length, strict=True)
+        ),
     ]
     return "\n".join(["nats a frame of the test pieces ± data ± Monte Carlo", *(f"{name:<42}{value}" for name, value in rows)])
 
@@ -344,12 +369,12 @@ def claims(f: Found) -> Claims:
     }
 
 
-def figure(f: Found, real: Tensor, drawn: Sequence[Tensor], history: Sequence[dict[str, Any]]) -> Figure:
-    """A test piece and drawn ones as piano rolls; nats a frame; training."""
+def figure(f: Found, real: Tensor, drawn: Sequence[Tensor]) -> Figure:
+    """A test piece and drawn ones as piano rolls; nats a frame; how far what was learned on chunks carries."""
     rolls = [("a test piece", real), *((f"drawn, {i + 1}", roll) for i, roll in enumerate(drawn))]
     with matplotlib.rc_context(plots.STYLE):
         made = Figure(figsize=(2 * plots.WIDTH, 3.9), layout="constrained")
-        axes = made.subplot_mosaic([["0", "1", "2"], ["nats", "nats", "training"]], height_ratios=[1.25, 1])
+        axes = made.subplot_mosaic([["0", "1", "2"], ["nats", "nats", "length"]], height_ratios=[1.25, 1])
         for i, (name, roll) in enumerate(rolls[:3]):
             for start, stop, key in notes(roll):
                 axes[str(i)].hlines(key, start, stop, color=plots.BLUE if i else plots.BLACK, linewidth=1.6)
@@ -371,29 +396,30 @@ def figure(f: Found, real: Tensor, drawn: Sequence[Tensor], history: Sequence[di
         axes["nats"].text(PUBLISHED, 3.45, " published −ELBO", color=plots.VERMILION, fontsize=7, va="bottom")
         axes["nats"].set_ylim(-0.5, 4.0)
         axes["nats"].set_xlabel("nats a frame, test pieces")
-        axes["training"].plot(
-            [row["epoch"] for row in history], [-row["train_elbo"] / f.frames_a_chunk for row in history], color=plots.BLUE
-        )
-        axes["training"].set_xlabel("epoch")
-        axes["training"].set_ylabel("−ELBO, nats a frame,\ntraining chunks")
+        for size, found, colour in zip(CHUNKS, f.by_length, (plots.ORANGE, plots.BLUE), strict=True):
+            axes["length"].plot(LENGTHS, found, color=colour, marker="o", markersize=3, label=f"trained on {size}")
+        axes["length"].set_xscale("log", base=2)
+        axes["length"].set_xticks(LENGTHS[:-1], [str(size) for size in LENGTHS[:-1]])
+        axes["length"].set_xlabel("frames of a test chunk")
+        axes["length"].set_ylabel("−ELBO, nats a frame")
+        axes["length"].legend(loc="center right", bbox_to_anchor=(1.0, 0.32), fontsize=7)
     return made
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--data", type=Path, default=DATA, help="JSON of piano rolls, as ppvae.data.music reads it")
-    parser.add_argument("--epochs", type=int, help="passes over the training chunks")
-    parser.add_argument("--minutes", type=float, help="of the processor: training ends then, and the next call goes on")
+    parser.add_argument("--epochs", type=int, help="passes over the short training chunks; an eighth as many over the long ones")
     own, rest = parser.parse_known_args(arguments)
     options = experiment.options(__doc__, "music", rest)
     effort = QUICK if options.quick else FULL
-    effort = Effort(**{**asdict(effort), "epochs": own.epochs or effort.epochs})
+    if own.epochs:
+        effort = replace(effort, epochs=own.epochs, long_epochs=max(1, own.epochs // 8))
     data = ppvae.data.music(own.data)
-    cut, held_out = (
-        {name: leaf[: effort.num_train] for name, leaf in chunks(part.x, CHUNK).items()} for part in (data.train, data.validation)
-    )
-    model, guide, history = trained(cut, held_out, effort.epochs, options.out, own.minutes)
-    found, drawn = measured(data, own.data, (model, guide), cut, effort, len(history))
+    lengths: list[list[float]] = []
+    for model, guide in trained(data, effort, options.out):
+        lengths.append(by_length(model, guide, data.test[: effort.num_test].x, effort.num_draws))
+    found, drawn = measured(data, own.data, (model, guide), effort, lengths)
     real = data.test.x["x"][0, : min(int(data.test.x["lengths"][0]), effort.frames)]
     if importlib.util.find_spec("mido") is None:
         print("no MIDI files: mido is not installed (pip install mido); the piano rolls are in the picture")
@@ -405,7 +431,7 @@ def main(arguments: list[str] | None = None) -> None:
         "music",
         table(found),
         claims(found),
-        figure(found, real, drawn, history),
+        figure(found, real, drawn),
         {"found": asdict(found), "effort": asdict(effort)},
     )
 

@@ -194,7 +194,7 @@ def trained(name: str, data: Any, effort: Effort, out: Path) -> tuple[Any, Any, 
         if name == "aggressive":
             inner = functools.partial(torch.optim.Adam, lr=LEARNING_RATE)
             objective = Aggressive(data, objective, inner, window=5, most=10, num_mutual=500)
-        ppvae.fit(model, guide, data, objective=objective, epochs=epochs, beta=beta, out=folder, **scheme)
+        experiment.fit(model, guide, data, objective=objective, epochs=epochs, beta=beta, out=folder, **scheme)
     seconds = (time.process_time() - began) / epochs if new else math.nan
     return model.eval(), guide.eval(), seconds
 
