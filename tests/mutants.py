@@ -104,10 +104,9 @@ MUTANTS = (
     # gaps, comparisons, verdicts
     of("unpaired error of the amortization gap", GAPS, "amortization_se=difference_se", "amortization_se=(elbo_se**2 + optimal_se**2).sqrt()", ON_GAPS),
     of("unpaired draws of the gaps", GAPS, "zip(*(stream(p, x, num_particles=num_particles, seed=seed) for p in pairs), strict=True)", "zip(*(stream(p, x, num_particles=num_particles, seed=seed + i) for i, p in enumerate(pairs)), strict=True)", ON_GAPS),
-    of("gaps at two draws of a global site", GAPS, "pairs = Pair(model, guide, x, seed), Pair(model, local, x, seed)", "pairs = Pair(model, guide, x, seed), Pair(model, local, x, seed + 1)", ON_LIKELIHOOD, ON_GAPS),
     of("unpaired error of a comparison", "analysis/compare.py", "return mean_of(self.pointwise, self.pointwise_se)", "return mean_of(self.pointwise - self.pointwise.flip(0) / 2, self.pointwise_se)", "test_measurement.py"),
     of("pilot draws reused", TOLERANCE, "weighed_by_rows(pair, proposal.program, x, rows, count, answer_seed, seed, weights)", 'Weighed(*[v[rows] for v in vars(weighed(pair, x, count, noise.derived_seed(seed, "pilot"), weights)).values()])', ON_LIKELIHOOD),
-    of("a run that chose its fineness is the answer", TOLERANCE, 'noise.derived_seed(seed, "anneal", fineness)', 'noise.derived_seed(seed, "anneal, trial", fineness)', ON_LIKELIHOOD),
+    of("a run that chose its fineness is the answer", TOLERANCE, "    return answer, together & ", "    return trial, together & ", ON_LIKELIHOOD),
     of("a disagreement counts at the first look", VERDICT, "            suspect[rows] = exceeds(first, self.bound)[rows]\n", "", ON_LIKELIHOOD),
     of("the second look has the same draws", VERDICT, "            self.bound.put(rows, weighed_by_rows(self.pair, self.second.program, self.x, rows, k, seed, self.seed))\n", "", ON_LIKELIHOOD),
     of("sign of the excess", VERDICT, "suspect = self.bound.pointwise - first.pointwise > LEAST_EXCESS", "suspect = first.pointwise - self.bound.pointwise > LEAST_EXCESS", ON_LIKELIHOOD),
