@@ -122,11 +122,12 @@ MUTANTS = (
     # calibration, corrected draws
     of("ranks reversed", CALIBRATION, "below += (found < truth - width).sum(0)", "below += (found > truth + width).sum(0)", ON_CALIBRATION),
     of("likelihood ranked by a constant", CALIBRATION, "log_q[..., None], likelihood[..., None]]", "log_q[..., None], 0 * likelihood[..., None]]", ON_CALIBRATION),
-    of("no Bonferroni", CALIBRATION, "bands(len(self.ranks), self.num_draws, self.level / self.num_tests)", "bands(len(self.ranks), self.num_draws, self.level)", ON_CALIBRATION),
+    of("no Bonferroni", CALIBRATION, "(self.p_value <= self.level / self.num_tests)", "(self.p_value <= self.level)", ON_CALIBRATION),
+    of("no Bonferroni in the bands that are drawn", CALIBRATION, "bands(len(self.ranks), self.num_draws, self.level / self.num_tests)", "bands(len(self.ranks), self.num_draws, self.level)", ON_CALIBRATION),
     of("coverage from the wrong end", CALIBRATION, "coverage = (1 - pit[:, -2] <= nominal", "coverage = (pit[:, -2] <= nominal", ON_CALIBRATION),
     of("ties not broken", UNIFORMITY, "below + (chance * (equal + 1)).floor().to(below.dtype).minimum(equal)", "below", ON_CALIBRATION),
-    of("resampling ignores the weights", CORRECTED, "cumulative = log_weights.exp().cumsum(0)", "cumulative = torch.ones_like(log_weights).cumsum(0)", ON_CALIBRATION),
-    of("chance not rescaled", CORRECTED, "chance[draw, datum_of] / share[datum_of])", "chance[draw, datum_of])", ON_CALIBRATION),
+    of("resampling ignores the weights", CORRECTED, "cumulative = log_weights.exp().cumsum(0)", "cumulative = torch.ones_like(log_weights).cumsum(0)", "test_posterior.py"),
+    of("chance not rescaled", CORRECTED, "chance[draw, datum_of] / share[datum_of])", "chance[draw, datum_of])", "test_posterior.py"),
 )  # fmt: skip
 
 

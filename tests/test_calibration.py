@@ -450,6 +450,20 @@ def test_coverage_figure_draws_the_coverage():
     assert list(container[0].get_ydata()) == pytest.approx(found.coverage.tolist())
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.9, 0.8])
+def test_a_curve_leaves_the_band_where_its_quantity_is_a_fault_and_nowhere_else(scale):
+    """Band and verdict are one test at level / quantities: ranks outside the simultaneous band and a p-value at most that are the same thing."""
+    model, _, x = linear_gaussian()
+    found = calibration(model, Faulty(model, scale=scale), template=x, num_data=300)
+    band = found.bands
+    faults = {fault.name for fault in found.faults}
+    for name, ranks in found.all_ranks():
+        curve = (ranks[:, None] < (band.points * (found.num_draws + 1)).round()).double().mean(0)
+        outside = bool(((curve < band.lower - 1e-12) | (curve > band.upper + 1e-12)).any())
+        assert outside == (name in faults), name
+    assert torch.equal(band.lower, bands(len(found.ranks), found.num_draws, found.level / found.num_tests).lower)
+
+
 def test_band_of_the_coverage_figure_holds_the_coverage_of_a_posterior():
     model, guide, x = linear_gaussian()
     found = calibration(model, guide, template=x)

@@ -173,6 +173,30 @@ def test_the_pilots_draws_are_not_the_answers():
     assert abs(correlation) < 4 / math.sqrt(len(x))  # four standard errors of a correlation of 0; reused draws would give about 0.7
 
 
+def test_the_run_that_chose_how_finely_to_anneal_is_not_the_answer(monkeypatch):
+    """Runs that tell how many chains they had: the first is of half as many, and its error, small from 16 chains on, chooses; the answer is another."""
+    runs = []
+
+    def run(pair, local, x, rows, settings, seed, pair_seed):
+        runs.append((settings.num_chains, seed))
+        one = torch.ones(len(rows)).double()
+        error = one * (0.01 if settings.num_chains >= 16 else 1.0)
+        return Weighed(one * settings.num_chains, error, one, one, torch.full((len(rows),), settings.num_chains))
+
+    monkeypatch.setattr(tolerance, "annealed_rows", run)
+    answer, _, cost = tolerance._annealed(None, None, None, torch.arange(3), tolerance.annealing_settings(0.05, 50), 0.05, 0)
+    assert [chains for chains, _ in runs] == [
+        4,
+        8,
+        16,
+        32,
+    ]  # of 8, 16 and 32 chains the halves; then the answer, four times finer than the first
+    assert answer.pointwise.tolist() == [32.0] * 3
+    assert len({seed for _, seed in runs}) == 4  # draws of its own
+    steps = [1 + (temperatures - 1) * tolerance.LEAPFROG for temperatures in (80, 160, 320)]
+    assert cost.tolist() == [4 * steps[0] + 8 * steps[1] + 16 * steps[2] + 32 * steps[2]] * 3
+
+
 def test_data_that_are_hard_to_weigh_are_annealed():
     """A banana: z ~ N(0, I), x ~ N(z_2 + z_1^2, 0.2^2); no Normal proposes well. Truth by quadrature."""
 
