@@ -13,6 +13,7 @@ import torch
 from forks import Forks
 
 from ppvae.noise import derived_seed
+from quick import quick_run
 
 
 def pytest_configure():
@@ -43,3 +44,17 @@ def fresh(request):
     del sys.tracebacklimit
     torch.set_default_dtype(dtype)
     pyro.clear_param_store()
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The record of an example's quick run, made once a module."""
+    found = {}
+
+    def run(module):
+        name = module.__name__.replace("_", "-")
+        if name not in found:
+            found[name] = quick_run(module, name, tmp_path_factory.mktemp(name))
+        return found[name]
+
+    return run

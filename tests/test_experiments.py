@@ -1,16 +1,15 @@
 """examples/autoencoder_or_vae.py, beta_sweep.py, pca_linear_deep.py: quantities made by hand, quick runs, and the list of `make experiments`."""
 
-import importlib.util
-import json
 import math
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import pyro
+import autoencoder_or_vae
+import beta_sweep
+import pca_linear_deep
 import pytest
 import torch
 
@@ -19,41 +18,6 @@ from ppvae import models
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
-
-
-def loaded(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-autoencoder_or_vae, beta_sweep, pca_linear_deep = (loaded(name) for name in ("autoencoder_or_vae", "beta_sweep", "pca_linear_deep"))
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    """Run an example with --quick once, in float32 as a user would, and read what it wrote."""
-    found = {}
-
-    def run(module):
-        name = module.__name__.replace("_", "-")
-        if name not in found:
-            out, dtype = tmp_path_factory.mktemp(name), torch.get_default_dtype()
-            torch.set_default_dtype(torch.float32)
-            try:
-                with pyro.get_param_store().scope():
-                    module.main(["--quick", "--out", str(out)])
-            finally:
-                torch.set_default_dtype(dtype)
-            assert (out / f"{name}.png").stat().st_size > 10_000
-            found[name] = json.loads((out / f"{name}.json").read_text())
-            told = (out / f"{name}.txt").read_text()
-            assert told.count("seen: ") + told.count("NOT SEEN: ") == len(found[name]["claims"]) >= 6
-        return found[name]
-
-    return run
 
 
 # An autoencoder beside a VAE.

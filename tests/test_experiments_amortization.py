@@ -1,60 +1,16 @@
 """examples/price_of_amortization.py and examples/counts.py: optima derived by hand, densities by enumeration, and quick runs."""
 
-import importlib.util
 import itertools
-import json
 import math
-import sys
-from pathlib import Path
 
+import counts
+import price_of_amortization as price
 import pyro
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from ppvae import analysis
-
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-
-
-def loaded(name):
-    sys.path.insert(0, str(EXAMPLES))  # they share a module
-    try:
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # its dataclasses look themselves up
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    return module
-
-
-price, counts = loaded("price_of_amortization"), loaded("counts")
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    """Run an example with --quick once, in float32 as a user would, and read what it wrote."""
-    found = {}
-
-    def run(module):
-        name = module.__name__.replace("_", "-")
-        if name not in found:
-            out, dtype = tmp_path_factory.mktemp(name), torch.get_default_dtype()
-            torch.set_default_dtype(torch.float32)
-            try:
-                with pyro.get_param_store().scope():
-                    module.main(["--quick", "--out", str(out)])
-            finally:
-                torch.set_default_dtype(dtype)
-            assert (out / f"{name}.png").stat().st_size > 10_000
-            found[name] = json.loads((out / f"{name}.json").read_text())
-            told = (out / f"{name}.txt").read_text()
-            assert told.count("seen: ") + told.count("NOT SEEN: ") == len(found[name]["claims"]) >= 6
-        return found[name]
-
-    return run
-
 
 # The blind encoder.
 

@@ -1,13 +1,13 @@
 """examples/attributes.py, augmentation.py, disentanglement.py: quantities made by hand, and quick runs."""
 
-import importlib.util
 import io
 import json
 import math
-import sys
 import zipfile
-from pathlib import Path
 
+import attributes
+import augmentation
+import disentanglement
 import pyro
 import pytest
 import torch
@@ -15,19 +15,6 @@ import torch
 import ppvae
 from ppvae.data.faces import drawn
 from ppvae.errors import MissingFileError
-
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-
-
-def loaded(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-attributes, augmentation, disentanglement = (loaded(name) for name in ("attributes", "augmentation", "disentanglement"))
 
 
 @pytest.fixture

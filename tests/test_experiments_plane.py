@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
+import latent_plane as example
 import numpy as np
 import pyro
 import pytest
@@ -16,23 +14,6 @@ import torch
 
 import ppvae
 from ppvae.analysis import latents
-
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-
-
-def loaded(name):
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # its dataclasses look themselves up
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    return module
-
-
-example = loaded("latent_plane")
 
 
 def test_adjacent_cells_of_a_square_are_nearer_than_any_two():

@@ -4,44 +4,15 @@ import importlib.util
 import itertools
 import json
 import math
-import sys
-from pathlib import Path
 
-import pyro
+import music
 import pytest
+import text
 import torch
 
 import ppvae
 from ppvae import models, nn
-
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-
-
-def loaded(name):
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-text, music = loaded("text"), loaded("music")
-
-
-def quick_run(module, name, out, *more):
-    """The record of a run with --quick, in float32 as a user would have it."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with pyro.get_param_store().scope():
-            module.main(["--quick", "--out", str(out), *more])
-    finally:
-        torch.set_default_dtype(dtype)
-    assert (out / f"{name}.png").stat().st_size > 10_000
-    record = json.loads((out / f"{name}.json").read_text())
-    told = (out / f"{name}.txt").read_text()
-    assert told.count("seen: ") + told.count("NOT SEEN: ") == len(record["claims"]) >= 6
-    return record
+from quick import quick_run
 
 
 @pytest.mark.parametrize("ratio", [text.per_token, music.per_frame], ids=["text", "music"])
