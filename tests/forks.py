@@ -21,8 +21,9 @@ class Forks:
 
     def __enter__(self):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+        # Hundreds of children tell what they do: a pipe that nobody reads is full one day, and whoever writes to it waits for ever
         self.server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, stderr=subprocess.PIPE
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, stderr=subprocess.DEVNULL
         )
         return self
 
@@ -30,7 +31,6 @@ class Forks:
         self.server.stdin.close()
         self.server.wait(60)
         self.server.stdout.close()
-        self.server.stderr.close()
 
     def start(self, function, *arguments):
         """Fork a child that runs ``module:function``; returns its pid once it is there."""
