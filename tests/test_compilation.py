@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -178,6 +181,68 @@ def test_function_of_a_python_number_that_moves_runs_as_it_stands(graphs):
     assert function(torch.ones(3))[0].tolist() == [4.0] * 3  # run for comparison, captured twice, run
     assert function.reason.startswith("two captures differ: the number 2 in mul is 3 the next time")
     assert not graphs
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """How often something was captured, in a process that has agreed on nothing yet."""
+    monkeypatch.setattr(compilation, "_agreed", compilation.Agreed())
+    seen = []
+
+    def counting(function, inputs):
+        seen.append(capture(function, inputs))
+        return seen[-1]
+
+    monkeypatch.setattr(compilation, "capture", counting)
+    return seen
+
+
+class Scaled(torch.nn.Module):
+    """x times a weight, a Python number and a constant made on the way."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((2000,), 3.0))
+        self.number = number
+
+    def forward(self, x):
+        return [x * self.weight.sum() * self.number * torch.tensor([1.0, 2.0])]
+
+
+def test_graph_agreed_on_in_an_earlier_call_is_captured_once(graphs, captures):
+    scaled = Scaled(0.5)
+    assert CompiledFunction(scaled)(torch.ones(2))[0].tolist() == [3000.0, 6000.0]
+    assert len(captures) == 2
+    assert CompiledFunction(scaled)(torch.ones(2))[0].tolist() == [3000.0, 6000.0]
+    assert len(captures) == 3
+    with torch.no_grad():
+        scaled.weight.mul_(2)  # read anew at every call: the same computation
+    assert CompiledFunction(scaled)(torch.ones(2))[0].tolist() == [6000.0, 12000.0]
+    assert len(captures) == 4
+    assert len(graphs) == 4 - 1
+
+
+@pytest.mark.parametrize("changed", ["number", "weight"])
+def test_another_computation_is_captured_twice_again(graphs, captures, changed):
+    scaled = Scaled(0.5)
+    CompiledFunction(scaled)(torch.ones(2))
+    if changed == "number":
+        scaled.number = 0.25
+    else:
+        scaled.weight = torch.nn.Parameter(torch.full((2000,), 1.5))
+    assert CompiledFunction(scaled)(torch.ones(2))[0].tolist() == [1500.0, 3000.0]
+    assert len(captures) == 4
+
+
+def test_what_was_agreed_on_keeps_no_program_alive(graphs, captures):
+    scaled = Scaled(0.5)
+    CompiledFunction(scaled)(torch.ones(2))
+    weight = weakref.ref(scaled.weight)
+    captures.clear()
+    graphs.clear()
+    del scaled
+    gc.collect()
+    assert weight() is None
 
 
 def test_function_that_reads_a_value_runs_as_it_stands():
