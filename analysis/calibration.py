@@ -256,7 +256,9 @@ def _ranks(pair: Pair, made: Simulated, num_draws: int, seed: int) -> Tensor:
     for block in drawn(pair, made.batch, num_draws=num_draws, seed=seed, purpose="calibration"):
         n = block.rows.stop - block.rows.start
         if block.particles.start == 0:
-            truth = _quantities(pair, block.x, made.particle(pair, block.rows), _own_density(pair, made, block.rows))[0]
+            values = made.particle(pair, block.rows)
+            log_q = pair.guide_density(take(made.batch, block.rows), block.rows, values, "calibration density")
+            truth = _quantities(pair, block.x, values, log_q)[0]
             below, equal = (torch.zeros(truth.shape, dtype=torch.long, device=truth.device) for _ in range(2))
             # densities are rounded as the shapes of a run have it, so a likelihood that z does not move would be off by a rounding
             width = fine * truth.abs().clamp(min=1)
@@ -284,19 +286,6 @@ def _quantities(pair: Pair, x: Batch, values: dict[str, Tensor], log_q: Tensor) 
         )
     parts = [pair.datum_first(values[name], name).double() for name in pair.latents]
     return torch.cat([*[part.reshape(*part.shape[:2], -1) for part in parts], log_q[..., None], likelihood[..., None]], -1)  # type: ignore[index]
-
-
-def _own_density(pair: Pair, made: Simulated, rows: slice) -> Tensor:
-    """log q(z | x) of the latents that made x, (1, n); nan where the guide cannot tell it."""
-    values = made.particle(pair, rows)
-    with noise.seeded(0, "calibration density", device=pair.device), measuring(pair.model, pair.guide):
-        try:
-            densities = pair.guide_score(take(made.batch, rows), rows, values)
-        except NotImplementedError:  # torch's word for a transform without an inverse
-            densities = {}
-    if densities.keys() != set(pair.latents):  # an auxiliary site: log q(z | x) is an integral over it
-        return torch.full((1, rows.stop - rows.start), torch.nan, dtype=torch.float64, device=pair.device)
-    return sum(densities.values())  # type: ignore[return-value]
 
 
 def _names(pair: Pair, made: Simulated) -> list[str]:

@@ -298,22 +298,9 @@ class _Chains:
             values, _ = self.coordinates.unpack(some)
             for name in self.pair.latents:
                 parts[name].append(self.pair.datum_first(values[name], name).cpu())
-            densities.append(_guide_density(self.pair, self.x_rows, self.rows, values))
+            densities.append(self.pair.guide_density(self.x_rows, self.rows, values, "posterior density").cpu())
         draws = {name: torch.cat(found).unflatten(0, sizes) for name, found in parts.items()}
         return draws, torch.cat(densities).unflatten(0, sizes)
-
-
-def _guide_density(pair: Pair, x: Batch, rows: slice, values: dict[str, Tensor]) -> Tensor:
-    """log q(z | x) at given latents, (K, n); nan where the guide has an auxiliary site or a transform without an inverse."""
-    with noise.seeded(0, "posterior density", device=pair.device), measuring(pair.model, pair.guide):
-        try:
-            densities = pair.guide_score(x, rows, values)
-        except NotImplementedError:
-            densities = {}
-    if densities.keys() != set(pair.latents):
-        k = len(next(iter(values.values())))
-        return torch.full((k, rows.stop - rows.start), torch.nan, dtype=torch.float64)
-    return sum(densities.values()).cpu()  # type: ignore[union-attr]
 
 
 def _own(pair: Pair, x: Batch, num_chains: int, num_draws: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:

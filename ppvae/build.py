@@ -185,7 +185,7 @@ def pair_from_json(record: Mapping[str, Any]) -> tuple[Any, Any]:
     """The model and the guide of ``pair_to_json``, what they shared shared again. Records without shared objects are older folders' too.
 
     Raises:
-        RunError: As ``from_json``; a record refers to one that is not there, or to itself.
+        RunError: As ``from_json``; a record refers to one that is not there, or to itself, or makes no program.
     """
     objects = record.get("objects", [])
     if not isinstance(objects, list):
@@ -204,7 +204,11 @@ def pair_from_json(record: Mapping[str, Any]) -> tuple[Any, Any]:
             found[place] = from_json(records[place], made)
         return found[place]
 
-    return made("model"), made("guide")
+    model, guide = made("model"), made("guide")
+    for side, program in (("model", model), ("guide", guide)):
+        if not callable(program):
+            raise RunError(f"the record's {side} is a {type(program).__name__}, and no program")
+    return model, guide
 
 
 def shared(model: Any, guide: Any) -> list[Any]:

@@ -67,7 +67,9 @@ def _find(path: Path, name: str, spec: str) -> Any:
     if not callable(found):
         names = [n for n, value in vars(module).items() if callable(value) and getattr(value, "__module__", None) == module_name]
         close = difflib.get_close_matches(name, names, 1) or [n for n in names if n.lower() == name.lower()]
-        hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(names) or 'none'}"
+        hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(names)}"
+        if not names:
+            hint = "define one that returns (model, guide)"
         problem = f"{path} has no function or class '{name}'" if name else f"which function or class of {path}?"
         raise ProgramError(problem, where=f"program '{spec}'", mend=hint)
     return found

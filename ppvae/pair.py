@@ -226,6 +226,22 @@ class Pair:
         """log q by site of the guide, (K, n), at given latents."""
         return self._log_densities(_for_rows(self.guide, rows), x, values)
 
+    def guide_density(self, x: Batch, rows: slice, values: Values, purpose: str) -> Tensor:
+        """log q(z | x) at given latents, (K, n), float64: the sum of its sites'.
+
+        nan where the guide cannot tell it: with an auxiliary site it is an integral, and a transform may have no inverse. ``purpose``
+        names the generator of what the guide draws beside its latents.
+        """
+        with noise.seeded(0, purpose, device=self.device), measuring(self.model, self.guide):
+            try:
+                densities = self.guide_score(x, rows, values)
+            except NotImplementedError:  # torch's word for a transform without an inverse
+                densities = {}
+        if densities.keys() != set(self.latents):
+            first = next(iter(values.values()))
+            return torch.full((len(first), rows.stop - rows.start), torch.nan, dtype=torch.float64, device=first.device)
+        return torch.stack(list(densities.values())).sum(0)
+
     def site_pairs(self, x: Batch, rows: Tensor | slice, num_particles: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The guide's sites at K draws, and the model's sites at the same latents, as they stand in a run."""
         found_q = self._run(_for_rows(self.guide, rows), x, {}, num_particles)

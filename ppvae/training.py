@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ppvae import generators, noise
 from ppvae.batches import Batch, each
 from ppvae.data import Data
+from ppvae.data.kept import KeptBatches
 from ppvae.data.presented import Presented
 from ppvae.diagnose import NO_DATUM, diagnose
 from ppvae.engine import Call
@@ -102,6 +103,7 @@ class Training:
     _not_finite: frozenset[str] = frozenset()
     _saved_at: float = 0.0
     _verified_at: Any = None
+    _measured_rows: KeptBatches = field(default_factory=KeptBatches)
     _unread: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)  # losses, norms and data of steps taken
 
     @property
@@ -422,7 +424,7 @@ class Training:
     def _evaluate(self, data: Data, n: int) -> Evaluation:
         def pieces() -> Iterator[tuple[Pair, Batch]]:
             for rows in data.pieces(n):
-                x = each(data.batch(rows), lambda part: part.to(self.device))
+                x = self._measured_rows.batch(data, rows, self.device)
                 yield Pair(self.model, self.guide, x, self.seed), x
 
         return evaluate_pieces(pieces, n, noise.derived_seed(self.seed, "evaluate"))  # the same draws each epoch: changes are the pair's

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 ADAM_RATE = 0.01
@@ -78,7 +77,6 @@ def _be_the_child(function, arguments):
     except KeyboardInterrupt as error:
         code = getattr(error, "exit_code", 1)
     except Exception as error:
-        Path(f"/tmp/forks-{os.getpid()}.txt").write_text(traceback.format_exc()) if os.environ.get("FORKS_DEBUG") else None
         code = getattr(error, "exit_code", 71)
     finally:
         os._exit(code)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shlex
 import shutil
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pyro
 import pytest
 import torch
+from scipy.io import savemat
 
+from ppvae.analysis.report import page
 from ppvae.cli import MOST_LINES, main
+from ppvae.data import download
 from ppvae.options import COMMANDS
 
 SMALL = ["--hidden", "8", "--latent-dim", "2", "--epochs", "1", "--threads", "1"]
@@ -43,6 +50,18 @@ def here(tmp_path, monkeypatch):
     """The working folder, empty: paths in messages are then relative, and short."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def offline(here, monkeypatch):
+    """No network, and nothing in the folder of downloads."""
+
+    def unreachable(*_, **__):
+        raise urllib.error.URLError(OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH)))
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    monkeypatch.setenv("PPVAE_DATA", str(here / "data"))
 
 
 def failure(capsys, arguments):
@@ -154,6 +173,32 @@ def pipe(name):
     return make
 
 
+def faces(**contents):
+    """The three files of CelebA, some of this content."""
+
+    def make():
+        os.makedirs("data/celeba")
+        for name in ("img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt"):
+            (Path("data/celeba") / name).write_text(contents.get(name.split(".")[0], "2\nSmiling Male\na.jpg 1 -1\nb.jpg -1 1\n"))
+
+    return make
+
+
+def archive_of_omniglot():
+    os.makedirs("data/omniglot")
+    Path("data/omniglot/images_background.zip").write_text("no zip")
+
+
+def held():
+    """The run, in the hands of another process."""
+    holding.append(filelock.FileLock("run/.lock"))
+    holding[-1].acquire()
+    Path("run/.lock-holder").write_text("process 17 on elsewhere")
+
+
+holding: list[filelock.BaseFileLock] = []
+
+
 def relaxed():
     """Two evaluated runs, the results of the first under a measure that is none."""
     assert main(["evaluate", "run", *FEW]) == 0
@@ -210,6 +255,23 @@ def pair(x):
             pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 3), 1.0).to_event(1), obs=x)
 
     return model, lambda x: None
+"""
+
+OVERFLOWING = """
+import pyro, pyro.distributions as dist
+
+def pair(x):
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            scale = pyro.param("scale", lambda: x.new_tensor(1e-30))
+            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 3), scale).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.mean(-1), 1.0))
+
+    return model, guide
 """
 
 # What a message needs to find, by the words behind its command in messages.txt.
@@ -299,6 +361,13 @@ FOUND = {
     "no archive": write("x.zip", "no archive"),
     "no IDX file": write("x-idx3-ubyte", "something else"),
     "no MATLAB file": write("x.mat", "something else"),
+    "another MATLAB file": lambda: savemat("x.mat", {"data": np.zeros((784, 2)), "target": np.zeros((50, 2))}),
+    "a damaged archive of drawings": archive_of_omniglot,
+    "a damaged archive of faces": faces(img_align_celeba="no zip", list_eval_partition="a.jpg 0\nb.jpg 1\n"),
+    "an attribute that no face has": faces(list_eval_partition="a.jpg 0\nb.jpg 1\n"),
+    "a partition of something else": faces(list_eval_partition="a.jpg x\n"),
+    "held by another process": held,
+    "the first loss is infinite": lambda: [of_a_program(OVERFLOWING)(), array(np.eye(3) / 2)()],
 }
 
 
@@ -327,12 +396,23 @@ CASES = {case.name: case for case in cases()}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_an_error_has_the_text_that_is_written_down(case, here, trained, capsys):
+def test_an_error_has_the_text_that_is_written_down(case, here, offline, trained, capsys):
     if {"run", "rum"} & set(case.arguments):
         shutil.copytree(trained, here / "run")
     if case.name in FOUND:
         FOUND[case.name]()
     assert failure(capsys, case.arguments) == (case.code, case.text.replace("HERE", str(here)))
+
+
+def test_a_page_of_tables_that_are_too_large_is_not_written(here, trained, capsys, monkeypatch):
+    shutil.copytree(trained, here / "run")
+    monkeypatch.setattr(page, "LARGEST", 1000)
+    code, told = failure(capsys, ["report", "run"])
+    assert (code, told) == (
+        65,
+        "error: the tables of this report alone are above 3 MB\n  mend:  move results that it need not show out of the run's folder results",
+    )
+    assert not (here / "run" / "report.html").exists()
 
 
 def test_what_is_made_is_looked_for():

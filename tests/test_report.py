@@ -18,6 +18,7 @@ from PIL import Image
 import ppvae
 from ppvae import analysis, guides, models, simulate
 from ppvae.analysis.report import explorer, facts, figures, verdicts
+from ppvae.analysis.report import page as pages
 from ppvae.analysis.report.explorer import atlas
 from ppvae.analysis.report.of_two import check_measures, pairs
 from ppvae.analysis.report.record import record_of
@@ -395,6 +396,20 @@ def again(folder, tmp_path_factory):
 
 def test_the_same_folder_gives_the_same_bytes(page, again):
     assert again.read_bytes() == page.read_bytes()
+
+
+def test_a_page_that_would_be_too_large_goes_without_what_is_largest(page, folder, tmp_path, monkeypatch):
+    pictures = re.findall(r'src="(data:image/[^"]+)"', page.read_text())
+    monkeypatch.setattr(pages, "LARGEST", page.stat().st_size - 1)
+    without = analysis.report(folder, out=tmp_path / "first.html")
+    assert 'id="atlas"' in page.read_text() and 'id="atlas"' not in without.read_text()
+    assert "Missing: the explorer, with which the page would be above 3 MB" in Page(without).text
+    assert re.findall(r'src="(data:image/[^"]+)"', without.read_text()) == pictures
+    monkeypatch.setattr(pages, "LARGEST", without.stat().st_size - 1)
+    smaller = analysis.report(folder, out=tmp_path / "second.html")
+    kept = re.findall(r'src="(data:image/[^"]+)"', smaller.read_text())
+    assert kept == [picture for picture in pictures if picture != max(pictures, key=len)]
+    assert len(re.findall(r"Missing: '[^']+', with which the page would be above 3 MB", Page(smaller).text)) == 1
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,34 @@ from ppvae.storage import write_atomically
 
 TEMPLATES = Path(__file__).with_name("templates")
 LARGEST = 3_000_000  # bytes
+TOO_LARGE = f"above {LARGEST / 1e6:g} MB"
 
 
 def write(template: str, path: Path, **values: Any) -> Path:
-    """Render a template and write the page, atomically.
+    """Render a template and write the page, atomically. Above 3 MB the explorer, then the largest figures are left out, and named on it.
 
     Raises:
-        PpvaeError: The page is above 3 MB.
         RunError: It cannot be written.
     """
     page = render(template, **values).encode()
-    if len(page) > LARGEST:
-        raise PpvaeError(f"a report is at most {LARGEST:,} bytes, this one has {len(page):,}", where=str(path))
+    while len(page) > LARGEST:
+        values = _lightened(values)
+        page = render(template, **values).encode()
     write_atomically(path, page)
     return path
+
+
+def _lightened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The page's values without what takes most room."""
+    if values.get("atlas") is not None:
+        return {**values, "atlas": None, "missing": [*values["missing"], f"the explorer, with which the page would be {TOO_LARGE}"]}
+    lists = {key: values[key] for key in ("figures", "beside") if values.get(key)}
+    if not lists:
+        remedy = "move results that it need not show out of the run's folder results"
+        raise PpvaeError(f"the tables of this report alone are {TOO_LARGE}", mend=remedy)
+    key, largest = max(((key, shown) for key, several in lists.items() for shown in several), key=lambda one: len(one[1].uri))
+    rest = [shown for shown in lists[key] if shown is not largest]
+    return {**values, key: rest, "missing": [*values["missing"], f"'{largest.title}', with which the page would be {TOO_LARGE}"]}
 
 
 def render(template: str, **values: Any) -> str:
