@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ppvae.errors import PpvaeError
+from ppvae.errors import RunError
 from ppvae.storage import write_atomically
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -24,7 +24,7 @@ def write(template: str, path: Path, **values: Any) -> Path:
     """Render a template and write the page, atomically. Above 3 MB the explorer, then the largest figures are left out, and named on it.
 
     Raises:
-        RunError: It cannot be written.
+        RunError: It cannot be written, or its tables alone are above 3 MB.
     """
     page = render(template, **values).encode()
     while len(page) > LARGEST:
@@ -41,7 +41,7 @@ def _lightened(values: Mapping[str, Any]) -> dict[str, Any]:
     lists = {key: values[key] for key in ("figures", "beside") if values.get(key)}
     if not lists:
         remedy = "move results that it need not show out of the run's folder results"
-        raise PpvaeError(f"the tables of this report alone are {TOO_LARGE}", mend=remedy)
+        raise RunError(f"the tables of this report alone are {TOO_LARGE}", mend=remedy)
     key, largest = max(((key, shown) for key, several in lists.items() for shown in several), key=lambda one: len(one[1].uri))
     rest = [shown for shown in lists[key] if shown is not largest]
     return {**values, key: rest, "missing": [*values["missing"], f"'{largest.title}', with which the page would be {TOO_LARGE}"]}
