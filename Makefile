@@ -4,14 +4,18 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-statistical soak mutants fuzz bench scale experiments docs lint format clean
+.PHONY: demo test test-examples test-statistical soak mutants fuzz bench scale experiments docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/ppvae demo
 
 # One thread a worker: two workers that each take every core slow each other down.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m "not statistical and not soak"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not statistical and not soak and not example"
+
+# Every experiment with --quick, the notebook, the longer pages of docs/ and README as their readers run them: three minutes.
+test-examples: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "example and not soak"
 
 # Fresh seeds each time. A test looks again with ten times the draws before it alarms, so that a sound tree fails less than once in a
 # thousand runs; PPVAE_TEST_SEED=... repeats a run.

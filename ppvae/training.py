@@ -422,12 +422,18 @@ class Training:
         return found | {k: v for k, v in asdict(train).items() if not k.startswith("elbo")}
 
     def _evaluate(self, data: Data, n: int) -> Evaluation:
+        slices = data.pieces(n)
+
         def pieces() -> Iterator[tuple[Pair, Batch]]:
-            for rows in data.pieces(n):
+            for rows in slices:
                 x = self._measured_rows.batch(data, rows, self.device)
                 yield Pair(self.model, self.guide, x, self.seed), x
 
-        return evaluate_pieces(pieces, n, noise.derived_seed(self.seed, "evaluate"))  # the same draws each epoch: changes are the pair's
+        seed = noise.derived_seed(self.seed, "evaluate")  # the same draws each epoch: changes are the pair's
+        if len(slices) > 1:
+            return evaluate_pieces(pieces, n, seed)
+        whole = list(pieces())  # a look at the pair costs some traces: one for all that is asked of it
+        return evaluate_pieces(lambda: whole, n, seed)
 
     def _validation_losses(self) -> list[float]:
         assert self.validation is not None

@@ -22,6 +22,14 @@ def pytest_configure():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Who asks for the quick run of an example is of the tier that runs examples."""
+    for item in items:
+        if {"quick", "pictures"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.example)
+
+
 @pytest.fixture(scope="session")
 def forks():
     """A process that has imported everything, from which tests fork: one a worker, since it takes seconds to start."""

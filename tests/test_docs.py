@@ -37,7 +37,12 @@ def same(line):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[] if page.stem in ("data", "errors", "objectives") else pytest.mark.soak) for page in RUNNABLE],
+    [
+        pytest.param(
+            page, marks=[] if page.stem == "objectives" else pytest.mark.example if page.stem in ("data", "errors") else pytest.mark.soak
+        )
+        for page in RUNNABLE
+    ],
     ids=lambda page: page.stem,
 )
 def test_the_blocks_of_a_page_print_their_output(page, capsys, tmp_path, monkeypatch):

@@ -90,6 +90,7 @@ def test_every_setting_says_what_both_code_bases_do_and_what_is_run_here(example
 
 
 @pytest.mark.slow
+@pytest.mark.example
 def test_a_quick_run_trains_measures_and_reports_and_is_not_done_twice(example, tmp_path, capsys):
     torch.set_default_dtype(torch.float32)
     example.main(["--quick", "--out", str(tmp_path)])

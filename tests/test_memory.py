@@ -222,7 +222,7 @@ def peaks(*particles):
     return [tuple(map(float, line.split())) for line in python(PEAKS, *particles).splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_memory_does_not_grow_with_particles():
     """All weights of the second would take 15 MiB, its log densities by site three times that."""
     (_, few), (_, many) = peaks(2_000, 30_000)

@@ -31,6 +31,7 @@ def test_the_notebook_is_stored_as_it_ran_from_top_to_bottom():
 
 
 @pytest.mark.slow
+@pytest.mark.example
 def test_the_cells_print_what_is_stored_with_them(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the notebook puts its run

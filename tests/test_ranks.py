@@ -411,8 +411,15 @@ def dying_pair(rank, how):
     return dies, guide
 
 
-@pytest.mark.parametrize("rank", [0, 1], ids=["the first", "the second"])
-@pytest.mark.parametrize("how", ["kill", "raise"])
+@pytest.mark.parametrize(
+    ("rank", "how"),
+    [
+        pytest.param(0, "kill", id="the first is killed"),
+        pytest.param(1, "raise", id="the second raises"),
+        pytest.param(1, "kill", id="the second is killed", marks=pytest.mark.soak),
+        pytest.param(0, "raise", id="the first raises", marks=pytest.mark.soak),
+    ],
+)
 def test_a_lost_process_ends_the_other(rank, how):
     begun = time.monotonic()
     outcomes = in_processes(trained, functools.partial(dying_pair, rank, how), pairs.real(20), {"epochs": 900})  # few enough to run eagerly
@@ -601,6 +608,7 @@ def test_the_command_trains_and_measures_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_torchrun_ends_when_one_of_its_processes_is_killed(tmp_path):
     run = torchrun("train", "--data", "digits", "--epochs", "200", "--out", str(tmp_path / "run"))
     try:
