@@ -24,9 +24,9 @@ def pytest_configure():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Who asks for the quick run of an example is of the tier that runs examples."""
+    """The quick run of an example, and who asks for its record, are of the tier that runs examples."""
     for item in items:
-        if {"quick", "pictures"} & set(item.fixturenames):
+        if {"quick", "pictures"} & set(item.fixturenames) or item.name.startswith("test_a_quick_run"):
             item.add_marker(pytest.mark.example)
 
 

@@ -116,6 +116,21 @@ def test_a_flipped_bit_in_a_npz_file_is_noticed(tmp_path, save):
         read_npz(path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [(8, 1, "it is encrypted"), (10, 201, "That compression method is not supported")],
+    ids=["encrypted", "another compression"],
+)
+def test_a_member_that_cannot_be_unpacked_is_told(tmp_path, place, value, said):
+    path = npz(tmp_path, np.savez_compressed, x=np.ones((5, 2)))
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + place] = value  # of the archive's directory
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="the file cannot be read as such") as caught:
+        read_npz(path)
+    assert f"({said})" in str(caught.value)
+
+
 @pytest.mark.parametrize("write", [npy, lambda folder, x: npz(folder, x=x)], ids=["npy", "npz"])
 def test_python_objects_are_never_unpickled(tmp_path, write):
     path = write(tmp_path, np.array([[{}]], dtype=object))

@@ -22,13 +22,8 @@ def sentence(text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "blocks",
-    [
-        pytest.param(BLOCKS[:1], id="a pair of ours", marks=pytest.mark.example),
-        pytest.param(BLOCKS[1:], id="two functions, and whether to believe them"),
-    ],
-)
+@pytest.mark.example
+@pytest.mark.parametrize("blocks", [BLOCKS[:1], BLOCKS[1:]], ids=["a pair of ours", "two functions, and whether to believe them"])
 def test_the_blocks_of_the_readme_print_their_output(blocks, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.set_default_dtype(torch.float32)

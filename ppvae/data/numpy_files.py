@@ -17,6 +17,7 @@ from ppvae.errors import DataError
 Array = np.ndarray[Any, Any]
 LABELS = ("y", "labels")
 CHUNK_BYTES = 1 << 24
+ENCRYPTED = 1  # of a member's flags
 # What numpy and zipfile raise over a damaged file; a header is read as Python, and may not even be that.
 DAMAGED = (
     zipfile.BadZipFile,
@@ -68,6 +69,8 @@ def read_npz(path: Path) -> tuple[Array, Array | None]:
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Array:
     """A memory map where the member lies in the archive as it is, else the array."""
+    if info.flag_bits & ENCRYPTED:
+        raise zipfile.BadZipFile("it is encrypted")  # zipfile's own word for it is a RuntimeError
     with archive.open(info) as stream:
         if info.compress_type != zipfile.ZIP_STORED:
             return np.lib.format.read_array(stream, allow_pickle=False)
