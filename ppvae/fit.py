@@ -60,6 +60,7 @@ from ppvae.training import WORTH_COMPILING, Training, rows_measured
 
 ONE_AT_A_TIME = threading.RLock()
 MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "device", "ranks")  # on resuming
+LATER = {"precision": "float32"}  # arguments that older runs did not record, as they were then
 
 
 def fit(
@@ -329,7 +330,7 @@ def _refuse_folder(folder: Path, resume: bool, config: Mapping[str, Any]) -> Non
         return
     if not resume:
         raise RunError(f"{folder} already holds a run", mend=["resume=True goes on from its newest checkpoint", "choose another folder"])
-    before = checkpoint.read_json(folder / CONFIG)
+    before = LATER | checkpoint.read_json(folder / CONFIG)
     config = json.loads(json.dumps(config))  # a tuple is a list there
     unequal = [f"{k}: the run has {before.get(k)!r}, here {v!r}" for k, v in config.items() if k not in MAY_CHANGE and before.get(k) != v]
     if unequal:

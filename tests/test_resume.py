@@ -314,6 +314,19 @@ def test_other_arguments_are_refused(tmp_path):
     )
 
 
+def test_a_run_of_before_an_argument_goes_on_with_what_that_then_was(tmp_path):
+    make, x, _ = CASES["pyro.module"]
+    whole = run(make, x, tmp_path / "whole", epochs=2)
+    run(make, x, tmp_path / "run", epochs=1)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config.pop("precision") == "float32"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match="precision: the run has 'float32', here 'bfloat16'"):
+        run(make, x, tmp_path / "run", epochs=2, resume=True, precision="bfloat16", compile=True)
+    found = run(make, x, tmp_path / "run", epochs=2, resume=True)
+    assert [row["train_elbo"] for row in found.history] == [row["train_elbo"] for row in whole.history]
+
+
 OTHER = {
     "data": {"x": pairs.real(seed=1)},
     "optimizer": {"optimizer": functools.partial(torch.optim.Adam, lr=0.02)},
