@@ -185,7 +185,8 @@ def pair_from_json(record: Mapping[str, Any]) -> tuple[Any, Any]:
     """The model and the guide of ``pair_to_json``, what they shared shared again. Records without shared objects are older folders' too.
 
     Raises:
-        RunError: As ``from_json``; a record refers to one that is not there, or to itself, or makes no program.
+        RunError: As ``from_json``; a record refers to one that is not there, or to itself.
+        TypeError: What it makes cannot be called.
     """
     objects = record.get("objects", [])
     if not isinstance(objects, list):
@@ -207,7 +208,7 @@ def pair_from_json(record: Mapping[str, Any]) -> tuple[Any, Any]:
     model, guide = made("model"), made("guide")
     for side, program in (("model", model), ("guide", guide)):
         if not callable(program):
-            raise RunError(f"the record's {side} is a {type(program).__name__}, and no program")
+            raise TypeError(f"the {side} is of type {type(program).__name__}, and no program")
     return model, guide
 
 

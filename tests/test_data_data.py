@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from ppvae import data
 from ppvae.data import Data
+from ppvae.data.kept import KeptBatches
 
 ROWS = [slice(1, 3), torch.tensor([2, 0]), torch.tensor([-1]), torch.tensor([True, False, True]), slice(None, None, -1)]
 ROW_NUMBERS = [[1, 2], [2, 0], [2], [0, 2], [2, 1, 0]]
@@ -198,3 +200,19 @@ def test_hash_of_a_dict_tells_its_members_apart():
 def test_description_of_a_dict_is_ready_for_json():
     found = json.loads(json.dumps(Data.of({"tokens": TOKENS, "length": LENGTHS}).describe()))
     assert found["event_shape"] == {"tokens": [2], "length": []}
+
+
+def test_rows_that_each_epoch_is_measured_on_are_made_once_and_anew_where_a_program_wrote_into_them(tmp_path):
+    kept, cpu = KeptBatches(), torch.device("cpu")
+    grey = np.random.default_rng(0).integers(0, 17, (20, 4), dtype=np.uint8)
+    made = Data.from_arrays(grey, binarize="static", levels=16)
+    first = kept.batch(made, slice(0, 10), cpu)
+    assert kept.batch(made, slice(0, 10), cpu) is first
+    assert kept.batch(made, slice(0, 9), cpu) is not first
+    expected = first.clone()
+    first.zero_()
+    again = kept.batch(made, slice(0, 10), cpu)
+    assert torch.equal(again, expected) and not torch.equal(again, first)
+    np.save(tmp_path / "x.npy", grey.astype(np.float32))
+    mapped = data.load(tmp_path / "x.npy").train
+    assert kept.batch(mapped, slice(0, 5), cpu) is not kept.batch(mapped, slice(0, 5), cpu)

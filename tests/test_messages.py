@@ -298,6 +298,8 @@ FOUND = {
     "no config": gone("run/config.json"),
     "no program": gone("run/program.json"),
     "program of something else": write("run/program.json", "{}"),
+    "a model that is a number": changed("run/program.json", model=3),
+    "nothing in it": of_a_program("x = 1"),
     "a program of Python's": changed("run/program.json", how="python", why="a lambda"),
     "no checkpoints": gone("run/checkpoints"),
     "no template": gone("run/template.json"),

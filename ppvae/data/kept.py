@@ -15,8 +15,8 @@ MOST_BYTES = 1 << 28
 class KeptBatches:
     """Batches of data sets on a device, kept while they are small and nobody has written into them.
 
-    To binarise 5,000 images by draws of their own takes a third of a second, and an epoch asks three times for each of two sets. What
-    lies in a file is read again: it may be more than fits into memory.
+    To binarise 5,000 images by draws of their own takes a third of a second, for each of two sets in every epoch. What lies in a file is
+    read again: it may be more than fits into memory.
     """
 
     def __init__(self) -> None:
