@@ -250,7 +250,11 @@ def test_a_bound_from_above_by_an_exact_draw_of_the_posterior(k):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("r", "inflation"), [(0.7, 1.0), (0.9, 1.0), (0.5, 0.8)], ids=lambda value: f"{value:g}")
+@pytest.mark.parametrize(
+    ("r", "inflation"),
+    [pytest.param(0.7, 1.0, marks=pytest.mark.soak), (0.9, 1.0), pytest.param(0.5, 0.8, marks=pytest.mark.soak)],
+    ids=lambda value: f"{value:g}",
+)
 def test_k_hat_of_a_normal_proposal(r, inflation):
     """7.5: k = 1 - lambda_min(R), here 1 - inflation^2 (1 - |r|); slow to converge, 0.1 at 1e5 draws and biased low at large r."""
     model, x, _ = correlated_posterior(r, num_data=8)

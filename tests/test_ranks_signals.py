@@ -60,7 +60,7 @@ def test_a_signal_to_one_ends_all_after_the_same_step(rank, number, at, stops, t
     assert (name, state["stopped"], damaged) == (f"step-{stops:08d}", "interrupt", [])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_that_a_signal_to_one_ended_goes_on_as_if_undisturbed(tmp_path):
     x, arguments = pairs.binary(ROWS), {"epochs": 3, "batch_size": BATCH, "checkpoint_every": 60.0}
     whole = results(trained, pairs.ours, x, arguments | {"out": tmp_path / "whole"})
