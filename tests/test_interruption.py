@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from test_resume import left_in, run, untimed
+from test_resume import adam, left_in, run, untimed
 
 import pairs
 import ppvae
@@ -206,8 +206,11 @@ def test_the_line_that_resumes(arguments, line):
 
 def test_runs_of_two_threads_are_their_solo_runs(tmp_path):
     solo = {name: run(getattr(pairs, name), pairs.real(), tmp_path / name) and left_in(tmp_path / name) for name in ("registered", "table")}
-    together = tmp_path / "together"
-    threads = [threading.Thread(target=run, args=(getattr(pairs, name), pairs.real(), together / name)) for name in solo]
+    together, threads = tmp_path / "together", []
+    for name in solo:  # made before: what a thread draws or seeds outside of fit is drawn from, or seeds, the other's generator too
+        torch.manual_seed(0)
+        arguments = {"optimizer": adam, "checkpoint_every": 0.0, "seed": 11, "epochs": 4, "batch_size": 7, "out": together / name}
+        threads.append(threading.Thread(target=ppvae.fit, args=(*getattr(pairs, name)(), pairs.real()), kwargs=arguments))
     with_dtype = torch.get_default_dtype()
     for thread in threads:
         thread.start()
