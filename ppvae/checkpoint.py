@@ -241,21 +241,25 @@ def _check_header(payload: bytes, problem: str) -> None:
         raise RunError(problem, where=f"a header of {length:,} bytes; at most {MOST_HEADER:,}, for {MOST_TENSORS:,} tensors")
 
 
-def _pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+def _pack(value: Any, tensors: dict[str, Tensor], path: str, seen: dict[int, str] | None = None) -> Any:
+    """``value`` as JSON, its tensors put into ``tensors``: one that stands at two places once."""
+    seen = seen if seen is not None else {}
     if isinstance(value, Tensor):
-        path = f"{path}#{len(tensors)}"  # two paths may read alike: keys "a/b" and "a" then "b", 0 and "0"
-        tensors[path] = _stored(value, path)
-        return {"tensor": path}
+        if id(value) not in seen:
+            path = seen[id(value)] = f"{path}#{len(tensors)}"  # two paths may read alike: keys "a/b" and "a" then "b", 0 and "0"
+            tensors[path] = _stored(value, path)
+        return {"tensor": seen[id(value)]}
     if isinstance(value, str) and len(value) > LONG_TEXT:
         path = f"{path}#{len(tensors)}"
         tensors[path] = torch.frombuffer(bytearray(value.encode("utf-8", "surrogatepass")), dtype=torch.uint8)
         return {"text": path}
     if isinstance(value, Mapping):
-        return {"dict": [[_pack(k, tensors, f"{path}/k{i}"), _pack(v, tensors, f"{path}/{k}")] for i, (k, v) in enumerate(value.items())]}
+        parts = [(k, v, f"{path}/k{i}", f"{path}/{k}") for i, (k, v) in enumerate(value.items())]
+        return {"dict": [[_pack(k, tensors, of_k, seen), _pack(v, tensors, of_v, seen)] for k, v, of_k, of_v in parts]}
     if isinstance(value, tuple):
-        return {"tuple": [_pack(part, tensors, f"{path}/{i}") for i, part in enumerate(value)]}
+        return {"tuple": [_pack(part, tensors, f"{path}/{i}", seen) for i, part in enumerate(value)]}
     if isinstance(value, list):
-        return [_pack(part, tensors, f"{path}/{i}") for i, part in enumerate(value)]
+        return [_pack(part, tensors, f"{path}/{i}", seen) for i, part in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise RunError(f"cannot save a {type(value).__name__} in a checkpoint", where=path)

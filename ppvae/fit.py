@@ -59,7 +59,7 @@ from ppvae.together import SharedSVI
 from ppvae.training import WORTH_COMPILING, Training, rows_measured
 
 ONE_AT_A_TIME = threading.RLock()
-MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "device", "ranks")  # on resuming
+MAY_CHANGE = ("epochs", "patience", "rollbacks", "checkpoint_every", "device", "ranks")  # on resuming
 LATER = {"precision": "float32"}  # arguments that older runs did not record, as they were then
 
 
@@ -78,6 +78,7 @@ def fit(
     likelihood_weight: Weight = 1.0,
     clip_norm: float | None = None,
     patience: int | None = None,
+    rollbacks: int = 3,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -103,6 +104,10 @@ def fit(
         beta, likelihood_weight: Weights >= 0 on the unobserved and the observed sites, or functions of the step (``objectives.linear``).
         clip_norm: Largest norm of the gradient (of the loss in nats per datum).
         patience: Stop after so many epochs without a better validation ELBO; counted once the weights stand still.
+        rollbacks: How often a run that diverges may go back to the start of its epoch (of the one before, where the first step of an epoch
+            diverges) and on with half the learning rate, for good: every update goes half as far, whatever optimizer and scheduler say.
+            Each is printed as it happens and kept in ``run.rollbacks``; ``callback`` is called once more for an epoch that ends once
+            more. 0 ends the run at once.
         seed: Rules everything after construction: order, noise, binarisation, and what programs and callbacks draw from Python's and
             NumPy's generators. The caller's generators are as they were, afterwards.
         out: The run folder; None keeps the run in memory.
@@ -129,7 +134,7 @@ def fit(
         DataError: Data outside the support of an observed site, before the first step.
         ProgramError, ShapeError: The pair breaks the contract of a program.
         ObjectiveError: A weight or schedule that would not be what its name says.
-        DivergedError: A loss or gradient that is not finite; the last good state is kept.
+        DivergedError: A loss or gradient that is not finite, rollbacks notwithstanding; the last good state is kept.
         RunError: ``out`` cannot be written, has no room, or holds another run.
         LockedError: Another process trains in ``out``.
     """
@@ -137,7 +142,7 @@ def fit(
     validation = Data.of(validation) if validation is not None else None
     objective = objective if objective is not None else Trace_ELBO()
     optimizer = optimizer if optimizer is not None else functools.partial(torch.optim.Adam, lr=1e-3)
-    _check_arguments(epochs, batch_size, patience, validation, objective, optimizer, scheduler, compile, precision)
+    _check_arguments(epochs, batch_size, patience, rollbacks, validation, objective, optimizer, scheduler, compile, precision)
     optimizer = _unused(optimizer) if isinstance(optimizer, PyroOptim) else optimizer
     objective = copy.copy(objective)  # it notes its plates in itself, and the next run must find it as it was
     total_steps = epochs * math.ceil(len(data) / batch_size)
@@ -159,6 +164,7 @@ def fit(
             "likelihood_weight": described(likelihood_weight),
             "clip_norm": clip_norm,
             "patience": patience,
+            "rollbacks": rollbacks,
             "seed": seed,
             "checkpoint_every": checkpoint_every,
             "engine": "compiled" if not why_eager else "eager",
@@ -178,6 +184,8 @@ def fit(
         stack.enter_context(noise.forked(device))
         stack.enter_context(generators.owned(seed))
         stack.enter_context(pyro.validation_enabled(False))  # our own check before every update costs less and names the datum
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # Pyro's, of a loss or gradient: our own words say where
         store = stack.enter_context(pyro.get_param_store().scope())
         run = Run(Stored(model, store), Stored(guide, store), folder=folder, config=config)
         step: dict[str, Any] = {"optimizer": optimizer, "objective": objective, "beta": beta, "likelihood_weight": likelihood_weight}
@@ -201,6 +209,7 @@ def fit(
             scheduler=scheduler,
             callback=callback,
             progress=progress,
+            rollbacks=rollbacks,
             ranks=ranks,
         )
         if why_eager:
@@ -365,6 +374,7 @@ def _check_arguments(
     epochs: int,
     batch_size: int,
     patience: int | None,
+    rollbacks: int,
     validation: Data | None,
     objective: Any,
     optimizer: Any,
@@ -377,6 +387,8 @@ def _check_arguments(
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ObjectiveError(f"{name} is a whole number of at least 1, got {value!r}")
+    if not isinstance(rollbacks, int) or rollbacks < 0:
+        raise ObjectiveError(f"rollbacks is a whole number of at least 0, got {rollbacks!r}")
     if patience is not None and validation is None:
         raise ObjectiveError("patience needs validation data to be patient about", mend="fit(..., validation=digits.validation)")
     if scheduler is not None and isinstance(optimizer, PyroOptim):

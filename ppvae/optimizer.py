@@ -47,6 +47,11 @@ class OneOptimizer(PyroOptim):
             else:
                 self.torch_optimizer.add_param_group({"params": group})
 
+    def forget(self) -> None:
+        """Know no parameter, as before the first step."""
+        self.torch_optimizer, self._plan = None, None
+        self._known.clear()
+
     def _built(self, params: list[Tensor]) -> torch.optim.Optimizer:
         if not params:
             raise ObjectiveError(

@@ -102,6 +102,7 @@ class Train(Pair):
         beta: Weight of the KL term, after the warm-up.
         clip_norm: Largest norm of the gradient.
         patience: Stop after so many epochs without a better validation ELBO.
+        rollbacks: How often a run that diverges may go back to the start of its epoch and on with half the learning rate.
         compile: Whether steps run as compiled arithmetic: auto from 3,000 steps on, yes, no.
         precision: float32, or bfloat16 for the networks of compiled steps where that pays.
         device: auto, cpu, cuda, cuda:1.
@@ -120,6 +121,7 @@ class Train(Pair):
     beta: float = 1.0
     clip_norm: float | None = None
     patience: int | None = None
+    rollbacks: int = 3
     compile: Literal["auto", "yes", "no"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
@@ -415,6 +417,7 @@ _NONNEGATIVE = "a number of at least 0", lambda value: 0 <= value < math.inf
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("epochs", "batch_size", "patience", "threads", "latent_dim", "hidden", "size"), _at_least(1)),
     **dict.fromkeys(("num_particles", "num_data", "columns", "image_shape"), _at_least(1)),
+    "rollbacks": _at_least(0),
     "steps": _at_least(2),
     "calibration": _at_least(20),
     **dict.fromkeys(("lr", "clip_norm", "tolerance", "levels"), _POSITIVE),

@@ -1,10 +1,11 @@
-"""What a checkpoint of a run holds, and how a run goes on from one as if nothing had happened."""
+"""What a checkpoint of a run holds, and how a run goes on from one as if nothing had happened, or goes back to the start of an epoch."""
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,28 @@ if TYPE_CHECKING:
 def write_checkpoint(training: Training, folder: Path) -> None:
     """Write a checkpoint and the history of a run."""
     svi, position = training.svi, training.position
+    live, state = standing(training)
+    state |= {
+        "constraints": store_constraints(),
+        "stopped": position.stopped,
+        "engine": svi.engine.reason if training.run.config["engine"] == "compiled" else "",  # why compiled steps were given up
+        "ranks": training.ranks.size,
+        "history": json.dumps(position.history),
+        "rest": training.rest,
+    }
+    checkpoint.save(folder / "checkpoints", f"step-{svi.steps_taken:08d}", live, state)
+    checkpoint.prune(folder / "checkpoints")
+    checkpoint.write_atomically(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in position.history).encode())
+
+
+def standing(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Where a run stands: its live tensors by name, and what else it goes on from, which holds live tensors too."""
+    svi = training.svi
     live = named_tensors(training.model, training.guide, svi.leaves)
     names = {id(t): name for name, t in live.items()}
     groups = svi.optim.groups if isinstance(svi.optim, OneOptimizer) else None
-    state = {
-        "position": {**asdict(position), "history": None},
+    return live, {
+        "position": asdict(replace(training.position, history=[])) | {"history": None},
         "steps_taken": svi.steps_taken,
         "leaves": [names[id(leaf)] for leaf in svi.leaves],
         "groups": [[names[id(p)] for p in group] for group in groups] if groups is not None else None,
@@ -40,16 +58,15 @@ def write_checkpoint(training: Training, folder: Path) -> None:
         "scheduler": _scheduler_state(training.torch_scheduler),
         "best": training.best,
         "with_gradient": [name for name, t in live.items() if t.grad is not None],
-        "constraints": store_constraints(),
-        "stopped": position.stopped,
-        "engine": svi.engine.reason if training.run.config["engine"] == "compiled" else "",  # why compiled steps were given up
-        "ranks": training.ranks.size,
-        "history": json.dumps(position.history),
         "generators": generators.states(training.device),
     }
-    checkpoint.save(folder / "checkpoints", f"step-{svi.steps_taken:08d}", live, state)
-    checkpoint.prune(folder / "checkpoints")
-    checkpoint.write_atomically(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in position.history).encode())
+
+
+def resting(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """``standing``, to be gone back to: what training changes is copied."""
+    live, state = standing(training)
+    copied = {part: copy.deepcopy(state[part]) for part in ("optimizer", "scheduler")}
+    return {name: t.detach().clone() for name, t in live.items()}, state | copied
 
 
 def go_on_from(training: Training, first: Batch, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -64,6 +81,38 @@ def go_on_from(training: Training, first: Batch, tensors: dict[str, Tensor], sta
     svi.prepare_leaves(first)
     forget_gradients(svi.leaves)
     create_missing(tensors, state["constraints"], training.device)  # after the programs: what they register is their own tensor
+    _stand(training, tensors, state)
+    if state.get("engine") and svi.engine.on:
+        svi.engine.stop(state["engine"])
+    before, now = state.get("ranks", 1), training.ranks.size
+    if before != now:
+        training.progress.say(f"processes {now}, where the run had {before}: what follows is equal in law, not in bits")
+    training.generators = state.get("generators")
+    training.position.history = json.loads(state["history"])
+    training.run.history = training.position.history
+    training.rest = state.get("rest") if training.rollbacks else None
+    if state["stopped"] == "patience" and training.out_of_patience:
+        training.position.stopped = "patience"
+
+
+def go_back(training: Training) -> None:
+    """Put a run back to where its epoch began: all but what it has learned of its own divergence."""
+    assert training.rest is not None
+    (tensors, state), svi = training.rest, training.svi
+    history, rollbacks = training.position.history, training.position.rollbacks
+    _without_born_since(training, tensors)
+    forget_gradients(svi.leaves)
+    svi.leaves = svi.leaves[: len(state["leaves"])]
+    svi.forget_updates()
+    _stand(training, tensors, state)  # which is trained on in place: the first step from here takes another copy
+    training.position.history, training.position.rollbacks = history[: training.position.epoch], rollbacks
+    training.run.history = training.position.history
+    generators.restore(state["generators"], training.device)
+
+
+def _stand(training: Training, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Put parameters, optimizer, scheduler and position where ``standing`` found them; the optimizer knows no parameter yet."""
+    svi = training.svi
     live = named_tensors(training.model, training.guide, svi.leaves)
     restore(live, tensors)
     svi.leaves = [live[name] for name in state["leaves"]]
@@ -80,32 +129,27 @@ def go_on_from(training: Training, first: Batch, tensors: dict[str, Tensor], sta
         for name in state.get("with_gradient", []):  # Pyro leaves zeros behind a step, and Adam moves by them where None is skipped
             live[name].grad = torch.zeros_like(live[name])
     svi.steps_taken = state["steps_taken"]
-    if state.get("engine") and svi.engine.on:
-        svi.engine.stop(state["engine"])
-    before, now = state.get("ranks", 1), training.ranks.size
-    if before != now:
-        training.progress.say(f"processes {now}, where the run had {before}: what follows is equal in law, not in bits")
-    training.generators = state.get("generators")
-    position = {**state["position"], "history": json.loads(state["history"]), "stopped": "running"}
-    training.position = type(training.position)(**position)
-    training.run.history = training.position.history
+    training.position = type(training.position)(**{**state["position"], "history": [], "stopped": "running"})
     training.best = state["best"]
-    if state["stopped"] == "patience" and training.out_of_patience:
-        training.position.stopped = "patience"
 
 
 def use_best(training: Training) -> None:
     """Give the programs the parameters of the best epoch, where validation chose one."""
     if training.best is None:
         return
+    restore(_without_born_since(training, training.best["tensors"]), training.best["tensors"])
+    training.run.best_epoch = training.best["epoch"]
+
+
+def _without_born_since(training: Training, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The live tensors, once the parameter store has forgotten what ``tensors`` do not hold: it had the value then that it is born with."""
     live = named_tensors(training.model, training.guide, training.svi.leaves)
     store = pyro.get_param_store()
     for name in list(store):
         key = f"param.{normalize_param_name(name)}"
-        if key in live and key not in training.best["tensors"]:  # born after the best epoch: there it had the value it is born with
+        if key in live and key not in tensors:
             del store[name], live[key]
-    restore(live, training.best["tensors"])
-    training.run.best_epoch = training.best["epoch"]
+    return live
 
 
 def forget_gradients(leaves: Iterable[Tensor]) -> None:

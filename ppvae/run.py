@@ -31,7 +31,7 @@ from ppvae.support import unwrapped
 
 MOST_HISTORY = 128 << 20
 # What is read of a checkpoint's state to load it.
-KEPT = {"best": dict | None, "constraints": dict, "leaves": list, "history": str, "stopped": str}
+KEPT = {"best": dict | None, "constraints": dict, "leaves": list, "history": str, "stopped": str, "position": dict}
 CONFIG, PROGRAM, HISTORY, ENVIRONMENT, TEMPLATE = "config.json", "program.json", "history.jsonl", "environment.json", "template"
 
 
@@ -67,6 +67,8 @@ class Run:
             "running" where something worse did.
         config: The arguments of ``fit``, as far as JSON can say them.
         signal: The number of the signal that came, if one did (``interruption.exit_code``).
+        rollbacks: A record for each time that the run diverged, went back and went on with half the learning rate: the epoch and step
+            where it diverged, what was wrong and where, and the step that it went back to.
     """
 
     model: Any
@@ -77,6 +79,7 @@ class Run:
     stopped: str = "finished"
     config: dict[str, Any] = field(default_factory=dict)
     signal: int | None = None
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
 
     def __str__(self) -> str:
         where = str(self.folder) if self.folder else "in memory"
@@ -306,6 +309,7 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
         best_epoch=best["epoch"] if state == "best" and best is not None else None,
         stopped=kept["stopped"],
         config=checkpoint.read_json(folder / CONFIG),
+        rollbacks=kept["position"].get("rollbacks", []),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -100,6 +102,7 @@ class SVI(pyro.infer.SVI):
         self._per_parameter = PerParameter(adapted)
         self._scales = Scales()
         self.verified: Verified | None = None
+        self.shortened = 1.0  # what of an update is taken
         anchored = isinstance(adapted, OneOptimizer) and isinstance(self.objective, ELBO) and not is_jit(self.objective)
         self._model = Scaled(model, self._scales)
         self._guide = Scaled(guide, self._scales, torch.zeros((), requires_grad=True) if anchored else None)
@@ -238,7 +241,29 @@ class SVI(pyro.infer.SVI):
         if len(self.leaves) != len(found.leaves):
             self.leaves = list({id(p): p for p in [*self.leaves, *found.leaves]}.values())
         updating = self.optim if isinstance(self.optim, OneOptimizer) else self._per_parameter
-        updating.update(found.leaves, found.gradients)
+        with self._shortening(found.leaves):
+            updating.update(found.leaves, found.gradients)
+
+    @contextlib.contextmanager
+    def _shortening(self, params: list[Tensor]) -> Iterator[None]:
+        """Have an update of ``params`` go ``shortened`` of its way: that rate of whatever learning rates optimizer and scheduler keep."""
+        if self.shortened == 1:
+            yield
+            return
+        before = [p.detach().clone() for p in params]
+        yield
+        with torch.no_grad():
+            torch._foreach_lerp_(params, before, 1 - self.shortened)
+
+    def forget_updates(self) -> None:
+        """Let the optimizer know no parameter, as before the first step, and nothing compiled count as verified: the pair goes back."""
+        if isinstance(self.optim, OneOptimizer):
+            self.optim.forget()
+        else:
+            self.optim.optim_objs.clear()
+            self.optim.grad_clip.clear()
+            self._per_parameter = PerParameter(self.optim)
+        self.verified, self.engine.verify_next = None, True
 
     def _say(self, reason: str) -> None:
         warnings.warn(reason, UnreliableWarning, stacklevel=4)
@@ -261,7 +286,8 @@ class SVI(pyro.infer.SVI):
         loss, params = self._loss_and_leaves(args, kwargs)
         loss = type(loss)(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss) / divisor
         self._check_and_clip(loss, params, divisor)
-        self.optim(params)
+        with self._shortening(params):
+            self.optim(params)
         if isinstance(self.optim, OneOptimizer):
             for param in params:  # a parameter that the next step does not touch is then left alone, as by an optimizer of its own
                 param.grad = None

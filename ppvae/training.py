@@ -36,7 +36,7 @@ from ppvae.optimizer import OneOptimizer
 from ppvae.pair import Pair
 from ppvae.progress import Progress
 from ppvae.ranks import ALONE, Ranks
-from ppvae.resume import forget_gradients, go_on_from, write_checkpoint
+from ppvae.resume import forget_gradients, go_back, go_on_from, resting, write_checkpoint
 from ppvae.run import Run
 from ppvae.state import named_tensors, snapshot
 from ppvae.svi import SVI, Rewound
@@ -46,6 +46,8 @@ from ppvae.together import SharedSVI
 WORTH_COMPILING = 3000
 # Steps after which several processes ask each other whether a signal came.
 ASK_EVERY = 16
+# Of every update, what is taken after a rollback.
+SLOWER = 0.5
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Position:
     batch: int = 0  # of the epoch under way
     loss_sum: float = 0.0  # of the epoch under way, over its data
     norm_sum: float = 0.0  # over its steps
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = "running"
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -72,6 +75,8 @@ class Training:
         has_globals: Whether there are latent sites outside the data plate.
         run: What is filled in.
         ranks: The processes that train together; the first alone prints and writes.
+        rollbacks: How often a run that diverges may go back to the start of an epoch and on with half the learning rate.
+        rest: Where that is: the start of the newest epoch whose first step was sound, as ``resume.resting`` saw it.
         interruption: The signals that have come.
         generators: States of the process's generators to begin with, where a checkpoint has some.
     """
@@ -94,12 +99,15 @@ class Training:
     scheduler: Callable[[torch.optim.Optimizer], Any] | None
     callback: Callable[[dict[str, Any]], Any] | None
     progress: Progress
+    rollbacks: int = 0
     ranks: Ranks = ALONE
     position: Position = field(default_factory=Position)
     best: dict[str, Any] | None = None
     torch_scheduler: Any = None
     interruption: Interruption = field(default_factory=Interruption)
     generators: dict[str, Any] | None = None
+    rest: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    _next_rest: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     _not_finite: frozenset[str] = frozenset()
     _saved_at: float = 0.0
     _verified_at: Any = None
@@ -122,6 +130,7 @@ class Training:
             forget_gradients(self.svi.leaves)
         else:
             go_on_from(self, first, *saved)
+        self._slow_down()
         self._guess_nesting(first)
         if self.ranks.size > 1:
             self._begin_together()
@@ -150,8 +159,7 @@ class Training:
         """
         started, done_before = time.monotonic(), self.position.epoch
         while self.position.epoch < self.epochs and self.position.stopped == "running":
-            epoch_started = time.monotonic()
-            steps = self.steps_per_epoch - self.position.batch
+            epoch_started, before = time.monotonic(), self.svi.steps_taken
             while self.position.batch < self.steps_per_epoch:
                 self._step()
                 self.progress.tick(self.position.epoch + 1, self.position.batch, self.steps_per_epoch)
@@ -160,12 +168,16 @@ class Training:
                     self.save()
                 if self._asked_to_stop() and self._settled():
                     return self._interrupted()
-            speed = steps / max(time.monotonic() - epoch_started, 1e-9)
+            spoiled = self._spoiled()
+            if spoiled:
+                self._go_back_or_end(*_of_update(spoiled))
+                continue
+            speed = max(self.svi.steps_taken - before, 0) / max(time.monotonic() - epoch_started, 1e-9)
             try:
                 self._finish_epoch(speed)
             except LeftUndone:
                 return self._interrupted()
-            per_epoch = (time.monotonic() - started) / (self.position.epoch - done_before)
+            per_epoch = (time.monotonic() - started) / max(self.position.epoch - done_before, 1)
             self.progress.epoch(self.position.history[-1], self.epochs, per_epoch * (self.epochs - self.position.epoch))
             if self.position.epoch < self.epochs and self.position.stopped == "running" and self._asked_to_stop():
                 return self._interrupted()
@@ -215,6 +227,8 @@ class Training:
         self.ranks.take_from_first(self._buffers)
         buffers = [(buffer, buffer.clone()) for buffer in self._buffers]
         verified = self.svi.verified
+        if self.rollbacks and position.batch == 0:
+            self._next_rest = resting(self)
         self._seed_step()
         n = len(self._rows(position.epoch, position.batch))
         try:
@@ -226,11 +240,10 @@ class Training:
             found = self._diagnosed(call)
             for buffer, before in buffers:  # running statistics took the bad batch in before the loss was seen
                 buffer.copy_(before)
-            position.stopped = "diverged"
             spoiled = self._spoiled()
-            if not spoiled:
-                self.save()
-            raise self._diverged(error.problem, found, spoiled) from error
+            problem, where = _of_update(spoiled) if spoiled else (error.problem, found)
+            self._go_back_or_end(problem, where, error)
+            return
         if self.svi.verified is not verified:
             self._verified_at = self._here()
         position.batch += 1
@@ -245,6 +258,8 @@ class Training:
     def _sum_up(self, loss: float, norm: float, n: int) -> None:
         self.position.loss_sum += loss * n
         self.position.norm_sum += norm
+        if self._next_rest is not None:  # loss and gradient were finite there
+            self.rest, self._next_rest = self._next_rest, None
 
     def _settle(self) -> None:
         """Read the losses of the steps since the last reading, in one transfer.
@@ -281,17 +296,51 @@ class Training:
         assert call is not None
         return self.svi.take(call, divisor, data, eagerly)
 
-    def _diverged(self, problem: str, where: str, spoiled: list[str]) -> DivergedError:
-        """What is raised, and where the last good state is; ``spoiled`` parameters were not finite before the step already."""
+    def _go_back_or_end(self, problem: str, where: str, cause: Exception | None = None) -> None:
+        """After a divergence: go back to where the epoch began, on with half the learning rate; or end the run.
+
+        The first step of an epoch that diverges has no sound state in that epoch, and the run goes back to the one before.
+
+        Raises:
+            DivergedError: It may not go back again, or no update was made since, so that another rate would change nothing.
+        """
+        position, failed, held = self.position, self.svi.steps_taken, not self._spoiled()
+        tried, epoch = len(position.rollbacks), position.epoch
+        goes_back = self.rest is not None and self.rest[1]["steps_taken"] < failed
+        if goes_back:
+            self._stand_at_rest()
+            held, position = True, self.position
+        if goes_back and tried < self.rollbacks:
+            position.rollbacks.append({"epoch": epoch + 1, "step": failed, "problem": problem, "where": where, "to": self.svi.steps_taken})
+            self._slow_down()
+            rate = f"{self.svi.shortened:g} of the learning rate"
+            self.progress.say(
+                f"diverged at step {failed:,} (epoch {epoch + 1}): {problem}\n  {where}\n"
+                f"  back to step {self.svi.steps_taken:,}, and on with {rate} (rollback {tried + 1} of {self.rollbacks})"
+            )
+            return
+        position.stopped = self.run.stopped = "diverged"
+        self.save()
         if self.run.folder is not None:
             kept = f"the last good state is in {self.run.folder}"
         else:
-            kept = f"the programs hold {'no' if spoiled else 'the last'} good state"
-        return DivergedError(
-            f"training diverged at step {self.svi.steps_taken} (epoch {self.position.epoch + 1}): {problem}",
+            kept = f"the programs hold {'the last' if held else 'no'} good state"
+        after = f", after {tried} rollback{'s'[: tried - 1]} with at last {SLOWER**tried:g} of the learning rate" if tried else ""
+        raise DivergedError(
+            f"training diverged at step {failed} (epoch {epoch + 1}){after}: {problem}",
             where=f"{where}; {kept}",
             mend=["lower the learning rate (a tenth of it)", "clip_norm=10", "keep scales away from 0: softplus(raw) + 1e-3"],
-        )
+        ) from cause
+
+    def _stand_at_rest(self) -> None:
+        """Be where ``rest`` was seen; what is known of later steps is void."""
+        go_back(self)
+        self._unread, self._next_rest, self._verified_at = [], None, None
+
+    def _slow_down(self) -> None:
+        """Shorten updates by what the rollbacks so far ask for."""
+        self.svi.shortened = SLOWER ** len(self.position.rollbacks)
+        self.run.rollbacks = self.position.rollbacks
 
     def _diagnosed(self, call: Call | None) -> str:
         """Which datum the step diverged at; of several processes that which knows a site."""
@@ -318,6 +367,7 @@ class Training:
     def _go_back(self) -> None:
         """Compiled steps were wrong, or not finite, since the last that was verified: stand where it began."""
         self._unread = []
+        self._next_rest = None
         self.position, self.best, scheduler = self._verified_at
         self.run.history = self.position.history
         if scheduler is not None:
@@ -468,23 +518,23 @@ class Training:
 
     def _learning_rate(self) -> float | None:
         optimizer = self.svi.optim.torch_optimizer if isinstance(self.svi.optim, OneOptimizer) else None
-        return float(optimizer.param_groups[0]["lr"]) if optimizer is not None else None
+        return float(optimizer.param_groups[0]["lr"]) * self.svi.shortened if optimizer is not None else None
 
     def save(self) -> None:
-        """Write a checkpoint and the history, where the run has a folder.
+        """Write a checkpoint and the history, where the run has a folder and its parameters are finite: else the one before stands.
 
         Raises:
-            DivergedError: The last update made a parameter that is not finite; the checkpoint before stands.
             RunError: The checkpoint cannot be written; the one before stands.
         """
         self.run.stopped = self.position.stopped
-        if self.run.folder is not None and self.ranks.first:
-            spoiled = self._spoiled()
-            if spoiled:
-                self.run.stopped = "diverged"
-                raise self._diverged("its update made parameters that are not finite", f"parameter {spoiled[0]}", spoiled)
+        if self.run.folder is not None and self.ranks.first and not self._spoiled():
             write_checkpoint(self, self.run.folder)
             self._saved_at = time.monotonic()
+
+
+def _of_update(spoiled: list[str]) -> tuple[str, str]:
+    """What is wrong, and where."""
+    return "an update made parameters that are not finite", f"parameter {spoiled[0]}"
 
 
 def still(weight: Weight, step: int, last: int) -> bool:

@@ -607,9 +607,7 @@ def test_data_may_be_a_dict():
     assert abs(run.history[0]["objective"] - dist.Normal(x, 1.0).log_prob(2 * x).mean().item()) < ROUNDING
 
 
-# Divergence. Pyro warns of the NaN before our own check raises.
-
-pyro_warns = pytest.mark.filterwarnings("ignore:Encountered NaN")
+# Divergence.
 
 
 class Bad(nn.Module):
@@ -637,10 +635,9 @@ def nine():
     return x
 
 
-@pyro_warns
 def test_divergence_names_site_and_datum():
     with pytest.raises(DivergedError) as raised:
-        fit(diverging, nine(), epochs=5)
+        fit(diverging, nine(), epochs=5, rollbacks=0)
     found = raised.value
     assert str(found) == (
         "training diverged at step 2 (epoch 3): the loss is nan and the norm of its gradient nan\n"
@@ -651,17 +648,15 @@ def test_divergence_names_site_and_datum():
     )
 
 
-@pyro_warns
 def test_last_good_state_before_a_divergence_is_kept(tmp_path):
     with pytest.raises(DivergedError, match=f"the last good state is in {tmp_path}"):
-        fit(diverging, nine(), epochs=5, out=tmp_path / "run")
+        fit(diverging, nine(), epochs=5, rollbacks=0, out=tmp_path / "run")
     good = fit(diverging, nine(), epochs=2)  # two steps
     found = ppvae.load(tmp_path / "run", *diverging())
     assert same(final(found), final(good))
     assert (found.stopped, len(found.history)) == ("diverged", 2)
 
 
-@pyro_warns
 def test_divergence_leaves_running_statistics_sound(tmp_path):
     def normed():
         model, guide = diverging()
@@ -669,13 +664,12 @@ def test_divergence_leaves_running_statistics_sound(tmp_path):
         return model, guide
 
     with pytest.raises(DivergedError):
-        fit(normed, nine(), epochs=5, out=tmp_path / "run")
+        fit(normed, nine(), epochs=5, rollbacks=0, out=tmp_path / "run")
     good = final(fit(normed, nine(), epochs=2))
     found = final(ppvae.load(tmp_path / "run", *normed()))
     torch.testing.assert_close(found["guide.encoder.1.running_mean"], good["guide.encoder.1.running_mean"], rtol=0, atol=0)
 
 
-@pyro_warns
 def test_divergence_of_a_gradient_names_the_datum():
     # sqrt(w (x - 9)^2) at x = 9: the value is 0, its derivative in w is 0 / 0
     def model(x):
@@ -688,7 +682,6 @@ def test_divergence_of_a_gradient_names_the_datum():
         ppvae.fit(model, lambda x: None, nine()[:, :1], epochs=1)
 
 
-@pyro_warns
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam], ids=["SGD", "Adam"])
 def test_huge_learning_rate_ends_with_finite_parameters_on_disk(optimizer, tmp_path):
     with pytest.raises(DivergedError):

@@ -88,6 +88,7 @@ def failure(capsys, arguments):
         ("demo", "--epochs", -1, "a whole number of at least 1", 200),
         ("train", "--batch-size", 0, "a whole number of at least 1", 128),
         ("train", "--patience", 0, "a whole number of at least 1", None),
+        ("train", "--rollbacks", -1, "a whole number of at least 0", 3),
         ("train", "--threads", -1, "a whole number of at least 1", None),
         ("train", "--latent-dim", 0, "a whole number of at least 1", 8),
         ("check", "--hidden", 0, "a whole number of at least 1", 256),

@@ -515,6 +515,27 @@ def test_all_processes_name_the_datum_that_one_of_them_diverged_at():
     assert all(isinstance(error, DivergedError) and "the gradient of datum 13 is not" in str(error) for error in errors)
 
 
+def rolled_back():
+    """Gradient descent on (w - 9)^2 / 2 at a rate of 6, as in test_rollback."""
+
+    def model(x):
+        weight = pyro.param("weight", torch.ones(1, dtype=torch.float32))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(weight, 1.0).to_event(1), obs=x)
+
+    six = functools.partial(torch.optim.SGD, lr=6.0)
+    x = torch.full((1000, 1), 9.0, dtype=torch.float32)
+    found = ppvae.fit(model, lambda x: None, x, batch_size=10, optimizer=six, epochs=1, device="cpu")
+    weight = found.model.store["params"]["weight"].item()
+    return [(one["step"], one["to"]) for one in found.rollbacks], found.history[-1]["learning_rate"], weight
+
+
+def test_all_processes_go_back_together():
+    """The loss of five data is 5 (8 (1 - r)^k)^2 / 2: beyond float32 first at k = 26 for r = 6, and at k = 61 for r = 3."""
+    for rollbacks, rate, weight in in_processes(rolled_back):
+        assert (rollbacks, rate, weight) == ([(26, 0), (61, 0)], 1.5, pytest.approx(9.0, abs=1e-6))
+
+
 # Measurement.
 
 

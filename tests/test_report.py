@@ -105,8 +105,24 @@ def rising(gain, epochs=50):
         (rising(0.0, 9), {}, CARE, "too few"),
         (rising(0.0), {"stopped": "diverged"}, BAD, "not finite after 50 epochs"),
         (rising(0.0), {"stopped": "running", "epochs": 80}, BAD, "50 of 80 epochs"),
+        (rising(0.0), {"stopped": "interrupt", "epochs": 80}, BAD, "50 of 80 epochs"),
+        (rising(0.0), {"rollbacks": 2}, GOOD, "epochs. It diverged twice on the way, and went on with 0.25 of the learning rate."),
     ],
-    ids=["flat", "nearly", "nearly still", "rises", "past", "falls", "weighted", "noisy", "few", "diverged", "interrupted"],
+    ids=[
+        "flat",
+        "nearly",
+        "nearly still",
+        "rises",
+        "past",
+        "falls",
+        "weighted",
+        "noisy",
+        "few",
+        "diverged",
+        "killed",
+        "interrupted",
+        "rolled back",
+    ],
 )
 def test_convergence_is_read_from_the_last_fifth(elbo, changed, level, words):
     found = verdicts.converged(elbo, **{"held_out": True, "stopped": "finished", "epochs": 50, "beta": 1.0} | changed)

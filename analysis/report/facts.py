@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ppvae.analysis.estimate import Estimate, Provenance, mean_of
+from ppvae.analysis.report import verdicts
 from ppvae.analysis.report.record import Record
 from ppvae.analysis.report.verdicts import number, small
 
@@ -25,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "likelihood_weight": 1.0,
     "clip_norm": None,
     "patience": None,
+    "rollbacks": 3,
     "seed": 0,
     "checkpoint_every": 60.0,
     "precision": "float32",
@@ -264,9 +266,9 @@ def _training(record: Record) -> str:
     config, done = record.config, len(record.history)
     kept = f", parameters of epoch {record.best_epoch:,} (best on validation rows)" if record.best_epoch else ", parameters of the last"
     steps = record.history[-1].get("step") if record.history else None
-    return (
-        f"{done:,} of {config['epochs']:,} epochs of {config['batch_size']:,} rows a step" + (f", {steps:,} steps" if steps else "") + kept
-    )
+    back = f", gone back {verdicts.times(record.rollbacks)}" if record.rollbacks else ""
+    done_steps = f", {steps:,} steps" if steps else ""
+    return f"{done:,} of {config['epochs']:,} epochs of {config['batch_size']:,} rows a step{done_steps}{back}{kept}"
 
 
 def _seconds(history: list[dict[str, Any]]) -> float | None:

@@ -155,7 +155,8 @@ def _converged(record: Record) -> Finding:
     elbo = [row.get("validation_elbo" if held_out else "train_elbo", math.nan) for row in record.history]
     beta = float(record.history[-1].get("beta", 1.0)) if record.history else 1.0
     again = f"{facts.train(record.command)} --resume" if record.command is not None else "ppvae.fit(..., resume=True)"
-    return verdicts.converged(elbo, held_out=held_out, stopped=record.stopped, epochs=record.config["epochs"], beta=beta, command=again)
+    how = {"stopped": record.stopped, "epochs": record.config["epochs"], "beta": beta, "rollbacks": record.rollbacks}
+    return verdicts.converged(elbo, held_out=held_out, command=again, **how)
 
 
 def _overfitted(record: Record, evaluate: str) -> Finding:

@@ -81,6 +81,7 @@ class Record:
         stopped: As in ``Run``; "unknown" where no checkpoint tells.
         best_epoch: Whose parameters are used, where validation chose them.
         results: What was measured.
+        rollbacks: How often the run diverged, went back and went on with half the learning rate.
     """
 
     folder: Path
@@ -92,6 +93,7 @@ class Record:
     stopped: str
     best_epoch: int | None
     results: Results
+    rollbacks: int = 0
 
     @property
     def name(self) -> str:
@@ -146,6 +148,7 @@ def record_of(folder: str | Path) -> Record:
         stopped=str(state.get("stopped", "unknown")),
         best_epoch=best["epoch"] if best else None,
         results=results_of(folder),
+        rollbacks=len((state.get("position") or {}).get("rollbacks", [])),
     )
 
 

@@ -99,7 +99,14 @@ def trend(values: Sequence[float]) -> tuple[float, float]:
     return slope * (len(y) - 1), error * (len(y) - 1)
 
 
-def converged(elbo: Sequence[float], *, held_out: bool, stopped: str, epochs: int, beta: float, command: str = "") -> Finding:
+def times(n: int) -> str:
+    """Once, twice, 3 times."""
+    return {1: "once", 2: "twice"}.get(n, f"{n:,} times")
+
+
+def converged(
+    elbo: Sequence[float], *, held_out: bool, stopped: str, epochs: int, beta: float, rollbacks: int = 0, command: str = ""
+) -> Finding:
     """Whether the ELBO still moves.
 
     Args:
@@ -108,12 +115,13 @@ def converged(elbo: Sequence[float], *, held_out: bool, stopped: str, epochs: in
         stopped: How training ended, as ``Run.stopped`` says.
         epochs: How many were asked for.
         beta: Weight of the KL term at the end.
+        rollbacks: How often the run diverged, and went back and on with half the learning rate.
         command: What goes on with an interrupted run.
     """
     topic, n = "convergence", len(elbo)
     if stopped == "diverged":
         return Finding(topic, BAD, "No, it diverged", f"Training met a loss that is not finite after {n:,} epochs.")
-    if stopped in ("running", "unknown"):
+    if stopped in ("running", "interrupt", "unknown"):
         return Finding(topic, BAD, "No, it was interrupted", f"{n:,} of {epochs:,} epochs are done.", command)
     if n < LEAST_EPOCHS or not np.isfinite(np.asarray(elbo[-max(LEAST_WINDOW, n // 5) :], dtype=float)).all():
         return Finding(topic, CARE, "Too early to tell", f"{n:,} epochs are too few to see whether the ELBO still rises.")
@@ -122,6 +130,7 @@ def converged(elbo: Sequence[float], *, held_out: bool, stopped: str, epochs: in
     told = f"{number(gain)} ± {small(error)} nats over the last {window:,} of {n:,} epochs"
     which = "validation" if held_out else "training"
     clear = abs(gain) > SURE * error
+    slower = f" It diverged {times(rollbacks)} on the way, and went on with {0.5**rollbacks:g} of the learning rate." if rollbacks else ""
     weighted = "" if beta == 1 else f" beta ended at {beta:g}, not at 1: what was trained is not the ELBO."
     level, answer = (CARE, "Of another objective") if weighted else (GOOD, "Yes")
     if clear and gain > FLAT:
@@ -137,7 +146,7 @@ def converged(elbo: Sequence[float], *, held_out: bool, stopped: str, epochs: in
         reason = f"The {which} ELBO changed by {told}."
     else:
         reason = f"The {which} ELBO is flat: {told}."
-    return Finding(topic, level, answer, reason + weighted)
+    return Finding(topic, level, answer, reason + slower + weighted)
 
 
 def overfitted(

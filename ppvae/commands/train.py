@@ -44,7 +44,8 @@ def run(options: Train) -> int:
 def told(found: Run) -> dict[str, object]:
     """A run as JSON tells it."""
     last = found.history[-1] if found.history else None
-    return {"folder": str(found.folder), "best_epoch": found.best_epoch, "stopped": found.stopped, "last": last}
+    stopped = {"best_epoch": found.best_epoch, "stopped": found.stopped, "rollbacks": len(found.rollbacks)}
+    return {"folder": str(found.folder), **stopped, "last": last}
 
 
 def trained(options: Train) -> Run:
@@ -70,6 +71,7 @@ def trained(options: Train) -> Run:
         beta=objectives.linear(0.0, options.beta, fraction=options.warmup) if options.warmup else options.beta,
         clip_norm=options.clip_norm,
         patience=options.patience,
+        rollbacks=options.rollbacks,
         seed=options.seed,
         out=folder,
         resume=options.resume,
