@@ -129,6 +129,7 @@ def test_compiled_run_is_the_eager_run_and_leaves_parameters_as_they_lay(monkeyp
     assert {k: v[:2] for k, v in one[1].items()} == {k: v[:2] for k, v in two[1].items()}  # names, types and shapes of what is saved
 
 
+@pytest.mark.soak  # one like it, without images, is of the fast tests
 def test_run_through_inductor_goes_on_as_if_undisturbed(tmp_path):
     whole, _ = train(tmp_path / "whole", compile=True)
     train(tmp_path / "run", compile=True, epochs=2)

@@ -257,11 +257,11 @@ def test_a_bound_from_above_by_an_exact_draw_of_the_posterior(k):
 )
 def test_k_hat_of_a_normal_proposal(r, inflation):
     """7.5: k = 1 - lambda_min(R), here 1 - inflation^2 (1 - |r|); slow to converge, 0.1 at 1e5 draws and biased low at large r."""
-    model, x, _ = correlated_posterior(r, num_data=8)
+    model, x, _ = correlated_posterior(r, num_data=4)
     found = importance.k_hat(log_weights(model, MeanField(model, inflation=inflation), x, num_particles=100_000))
     exact = 1 - inflation**2 * (1 - r)
     # sd of k-hat at 1e5 draws: 0.03 to 0.06; bias up to 0.05 (r = 0.9)
-    assert abs(found.mean() - exact) < 0.05 + 5 * 0.06 / math.sqrt(8)
+    assert abs(found.mean() - exact) < 0.05 + 5 * 0.06 / math.sqrt(4)
     assert (found - exact).abs().max() < 0.05 + 5 * 0.06
 
 
@@ -550,10 +550,11 @@ def test_a_trained_linear_beta_vae_lies_on_the_curve():
     _, x, values = principal(k=2, n=300, scales=(2.0, 1.3, 1.0, 0.4))
     model, guide = LinearGaussian(4, 4, math.sqrt(0.1)), guides.DiagonalNormal(MLP(4, [], 8), latent_dim=4)
     model.log_scale.requires_grad_(False)
-    decay = functools.partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.005, total_iters=150)
+    often = x.repeat(10, 1)  # each epoch is measured: fewer of them, of as many steps in all
+    decay = functools.partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.005, total_iters=15)
     optimizer = functools.partial(torch.optim.Adam, lr=0.05)
     with pytest.warns(UnreliableWarning, match="beta ends at 3"):
-        run = ppvae.fit(model, guide, x, epochs=150, batch_size=50, beta=3.0, optimizer=optimizer, scheduler=decay)
+        run = ppvae.fit(model, guide, often, epochs=15, batch_size=50, beta=3.0, optimizer=optimizer, scheduler=decay)
     found = analysis.elbo(run.model, run.guide, x, num_particles=200)
     squared = (found.distortion.mean() - 2 * math.log(2 * math.pi * 0.1)) * 2 * 0.1
     on_curve = (0.5 * (values / 0.3).log()).clamp(min=0).sum(), values.clamp(max=0.3).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pyro
@@ -11,9 +12,11 @@ import torch
 from torch import nn
 
 import ppvae
+import ppvae.svi
 from ppvae import analysis, models
 from ppvae.data import Data
 from ppvae.data.presented import Presented
+from ppvae.engine import Engine
 from ppvae.errors import DataError, ShapeError
 from ppvae.models.missing import masked, parts
 
@@ -298,7 +301,10 @@ def test_training_is_the_same_bit_for_bit_whatever_stands_in_the_holes():
 
 
 @pytest.mark.slow
-def test_compiled_training_is_the_same_bit_for_bit_whatever_stands_in_the_holes(capsys):
+@pytest.mark.parametrize("backend", ["graph", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_compiled_training_is_the_same_bit_for_bit_whatever_stands_in_the_holes(backend, capsys, monkeypatch):
+    if backend == "graph":
+        monkeypatch.setattr(ppvae.svi, "Engine", functools.partial(Engine, backend=lambda graph, inputs: graph))
     x, observed = (torch.rand(64, 9) < 0.5).double(), torch.rand(64, 9) < 0.7
     garbage = torch.tensor([NAN, -1e30, 0.5])[torch.randint(3, x.shape)]
     first, second = (trained(torch.where(observed, x, hole), observed, True) for hole in (0.0, garbage))
