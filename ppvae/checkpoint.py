@@ -85,6 +85,19 @@ def load(folder: Path, name: str) -> tuple[dict[str, Tensor], Any]:
         raise RunError(f"{folder / name}.json is no commit record: its state does not fit the tensors beside it") from error
 
 
+def state_of(folder: Path, name: str) -> Any:
+    """What ``load`` gives beside the tensors, where it refers to none; the payload is not read.
+
+    Raises:
+        RunError: as ``load``.
+    """
+    state = _record(folder, name)["state"]
+    try:
+        return _unpack(state, {})
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise RunError(f"{folder / name}.json is no commit record: its state does not fit the tensors beside it") from error
+
+
 def _record(folder: Path, name: str) -> dict[str, Any]:
     """The commit record: whole, of this name, with the state that it was written with."""
     path = folder / f"{name}.json"

@@ -167,6 +167,9 @@ def particle_finding(pair: Pair) -> Finding:
     return Finding("note", "particles are repeated batches, because the networks refuse leading dimensions")
 
 
+UNREACHED = "receive no gradient from Trace_ELBO"
+
+
 def gradient_findings(model: Program, guide: Program, x: Batch) -> list[Finding]:
     """Parameters that no gradient of Trace_ELBO reaches, and those that ask for none."""
     statements = Statements()
@@ -186,7 +189,7 @@ def gradient_findings(model: Program, guide: Program, x: Batch) -> list[Finding]
     frozen = [name for name in held if name not in asking]
     found = []
     if unreached:
-        problem = f"{len(unreached)} of {len(asking)} parameters receive no gradient from Trace_ELBO: {listed(unreached)}"
+        problem = f"{len(unreached)} of {len(asking)} parameters {UNREACHED}: {listed(unreached)}"
         found.append(Finding("warning", problem, "the pair", "use them in the program, remove them, or look for .detach() and .item()"))
     if frozen:
         problem = f"{len(frozen)} of {len(held)} parameters do not ask for a gradient: {listed(frozen)}"

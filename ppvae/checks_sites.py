@@ -16,6 +16,8 @@ from ppvae.programs import is_deterministic
 from ppvae.support import unwrapped
 
 Shape = tuple[int, ...]
+# What torch says where a float64 array, NumPy's default, meets a float32 network, or the other way round.
+OTHER_DTYPE = ("must have the same dtype", "to have the same dtype", "expected scalar type", "should be the same", "same data type")
 
 
 def plate_shape(frames: Any, n: int) -> list[int]:
@@ -161,6 +163,8 @@ def raised_finding(severity: Severity, what: str, raised: Exception, where: str,
     if isinstance(error, PpvaeError):
         return Finding(severity, f"{what} {type(error).__name__}: {error.problem}", place, "; or ".join(error.mend))
     line = (str(error).splitlines() or [""])[0].strip()
+    if any(words in line for words in OTHER_DTYPE):
+        mend = "give data of the programs' dtype: x.float(), x.astype(np.float32); or the programs that of the data: model.double()"
     return Finding(severity, f"{what} {type(error).__name__}: {line}", place, mend)
 
 

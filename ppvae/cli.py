@@ -110,6 +110,10 @@ def _run(common: Common, arguments: list[str]) -> int:
         return 0
     if _is_first():
         say(f"ppvae {name}: {_first_words(options)}")
+    if name == "train":
+        from ppvae.lock import refuse_held
+
+        refuse_held(options.run_folder)
     code: int = importlib.import_module(f"ppvae.commands.{name}").run(options)
     if _is_first():
         say(f"ppvae {name}: done in {time.monotonic() - started:.1f} s")

@@ -17,6 +17,7 @@ import tyro
 from ppvae.errors import MissingFileError, UsageError
 
 RECORDED = {"image_shape"}  # what a run's command.json holds besides options
+MOST_DOTS = 1000
 EXAMPLE = "TOML, a line an option: epochs = 100"
 # Type of an option -> what one is called, and several.
 KINDS: dict[Any, tuple[str, str]] = {
@@ -37,6 +38,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text()
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            raise ValueError(f"a line of more than {MOST_DOTS} dots")  # a key so deep takes tomllib minutes and gigabytes
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError as error:
         raise MissingFileError(f"there is no file {path}", mend="--print-config prints one to start from") from error

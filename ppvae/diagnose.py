@@ -16,6 +16,7 @@ from ppvae.programs import in_data_plate, sample_sites
 from ppvae.svi import SVI
 
 NO_DATUM = "every density"
+ALL_FINITE = (NO_DATUM, "all densities are finite")  # how a clause begins that blames no density
 
 
 def diagnose(svi: SVI, x: Batch, rows: Tensor) -> str:

@@ -20,13 +20,16 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 
 from ppvae import checkpoint, generators, noise
-from ppvae.batches import Batch, each
+from ppvae.batches import Batch, each, take
 from ppvae.capture import why_no_compiler
-from ppvae.check import check
+from ppvae.check import ROWS, check
+from ppvae.checks_look import untouched
+from ppvae.checks_numbers import UNREACHED, gradient_findings
 from ppvae.data import Data
 from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
 from ppvae.header import described, say_header, say_shift
 from ppvae.interruption import STOPPED, listening
+from ppvae.lock import locked
 from ppvae.modules import Program, frozen_parameters, modules_of
 from ppvae.objectives import Linear, Weight, is_linear
 from ppvae.optimizer import OptimizerFactory
@@ -35,6 +38,7 @@ from ppvae.progress import Progress
 from ppvae.ranks import sharing, started
 from ppvae.resume import use_best
 from ppvae.run import (
+    COMMAND,
     CONFIG,
     ENVIRONMENT,
     HISTORY,
@@ -46,7 +50,8 @@ from ppvae.run import (
     describe_programs,
     fingerprint,
     holds_a_run,
-    locked,
+    read_description,
+    versions,
     write_description,
 )
 from ppvae.state import named_tensors
@@ -57,9 +62,12 @@ from ppvae.surrogates import why_not
 from ppvae.svi import SVI, check_compile, check_objective
 from ppvae.together import SharedSVI
 from ppvae.training import WORTH_COMPILING, Training, rows_measured
+from ppvae.unmeasured import check_unmeasured
 
 ONE_AT_A_TIME = threading.RLock()
 MAY_CHANGE = ("epochs", "patience", "rollbacks", "checkpoint_every", "device", "ranks")  # on resuming
+# Of every parameter, what a checkpoint may hold: value, two moments of Adam's, the best epoch; all of that where the run would go back to.
+COPIES = 8
 LATER = {"precision": "float32"}  # arguments that older runs did not record, as they were then
 
 
@@ -88,6 +96,7 @@ def fit(
     device: str | torch.device = "auto",
     callback: Callable[[dict[str, Any]], Any] | None = None,
     source: Mapping[str, str] | None = None,
+    command: Mapping[str, Any] | None = None,
 ) -> Run:
     """Train a model and a guide by stochastic variational inference.
 
@@ -124,6 +133,7 @@ def fit(
             caller's, train together, each on its share of every batch (``ppvae.ranks``): all of them call this alike.
         callback: Called with each epoch's row of the history; returning False stops the run.
         source: How a program given by a file is found again: its file, name and SHA-256.
+        command: The options of a command that starts the run, kept in its folder.
 
     Returns:
         The run. The loss and its gradient are in nats per datum whatever the batch size. Ctrl-C or SIGTERM in the main thread ends it
@@ -215,7 +225,7 @@ def fit(
         if why_eager:
             training.svi.engine.stop(why_eager)
         _look_at_pair(training, objective)
-        _begin(training, folder, config, source)
+        _begin(training, folder, config, source, command)
         say_header(training)
         with listening() as training.interruption:
             training.loop()
@@ -230,7 +240,7 @@ def fit(
 def _engine(compile: str | bool, objective: Any, total_steps: int, device: torch.device, resumed: Path | None) -> str:
     """Why a run's steps are to be eager, in words; empty where they are to be compiled. Decided by the configuration alone."""
     if resumed is not None and compile == "auto" and holds_a_run(resumed):
-        if checkpoint.read_json(resumed / CONFIG).get("engine") != "compiled":
+        if read_description(resumed, CONFIG).get("engine") != "compiled":
             return "as it was begun"
         return ""
     if compile is False:
@@ -259,6 +269,8 @@ def _look_at_pair(training: Training, objective: Any) -> None:
                 f"several processes share a batch out by rows, and the rows of this pair's densities are not known: {error.problem}",
                 mend=["record all sites of a datum inside pyro.plate('data', len(x), dim=-1)", "train in one process"],
             ) from error
+        for part in sets:
+            check_unmeasured(training.model, training.guide, part, training.batch_size, training.seed, device)
         training.progress.say(f"note: this pair can be trained but not measured: {error.problem}")
         return
     training.has_globals = bool(training.pair.globals)
@@ -277,6 +289,16 @@ def _look_at_pair(training: Training, objective: Any) -> None:
         _check_all_rows(training, part)
     if training.pair.relaxed:
         warn_relaxed()
+    if type(objective) is Trace_ELBO and not hasattr(training.guide, "rows") and not hasattr(training.guide, "prepared"):
+        _say_unreached(training, take(shown, slice(0, ROWS)))
+
+
+def _say_unreached(training: Training, x: Batch) -> None:
+    """Parameters that the loss does not depend on: a ``.detach()`` too many, perhaps, and hours of training for nothing."""
+    with untouched(training.model, training.guide, device=training.device):
+        for finding in gradient_findings(training.model, training.guide, x):
+            if UNREACHED in finding.problem:
+                training.progress.say(f"note: {finding.problem}")
 
 
 def _check_all_rows(training: Training, part: Data) -> None:
@@ -294,7 +316,13 @@ def _check_all_rows(training: Training, part: Data) -> None:
         training.pair.relaxed |= pair.relaxed
 
 
-def _begin(training: Training, folder: Path | None, config: Mapping[str, Any], source: Mapping[str, str] | None) -> None:
+def _begin(
+    training: Training,
+    folder: Path | None,
+    config: Mapping[str, Any],
+    source: Mapping[str, str] | None,
+    command: Mapping[str, Any] | None,
+) -> None:
     template = each(training.data.batch(slice(0, 2)), lambda part: part.to(training.device))
     saved = None
     if folder is not None:
@@ -305,20 +333,29 @@ def _begin(training: Training, folder: Path | None, config: Mapping[str, Any], s
             name, tensors, state, damaged = sound
             for problem in damaged:
                 warnings.warn(f"{problem}; going on from {name}", UnreliableWarning, stacklevel=3)
-            compare_fingerprints(checkpoint.read_json(folder / PROGRAM)["fingerprint"], here, folder)
+            compare_fingerprints(read_description(folder, PROGRAM)["fingerprint"], here, folder)
+            _say_what_changed(training, folder)
             saved = (tensors, state)
             if training.ranks.first:
                 checkpoint.set_aside(folder / "checkpoints", newer_than=name)
     training.begin(saved)
     if folder is not None and training.ranks.first:
         live = named_tensors(training.model, training.guide, training.svi.leaves).values()
-        size = sum(t.numel() * t.element_size() for t in live)
-        check_room(folder / "checkpoints", size if saved is not None else (checkpoint.KEEP + 1) * size)  # at least: there is more to save
+        size = COPIES * sum(t.numel() * t.element_size() for t in live)
+        check_room(folder / "checkpoints", size if saved is not None else (checkpoint.KEEP + 1) * size)
     if folder is not None and saved is None:
         programs = describe_programs(training.model, training.guide, source) | {"fingerprint": here}
         if training.ranks.first:
-            write_description(folder, programs, config, training.data.batch(slice(0, 2)))
+            write_description(folder, programs, config, training.data.batch(slice(0, 2)), command)
         training.save()  # the folder can be written, and step 0 can be gone back to
+
+
+def _say_what_changed(training: Training, folder: Path) -> None:
+    """Versions or threads other than the run began with: sums are then rounded otherwise."""
+    before, now = read_description(folder, ENVIRONMENT), versions()
+    changed = [f"{name} {value}, where the run had {before[name]}" for name, value in now.items() if before.get(name, value) != value]
+    if changed:
+        training.progress.say(f"{', '.join(changed)}: what follows is equal in law, not in bits")
 
 
 def _silently(stack: contextlib.ExitStack) -> Progress:
@@ -330,7 +367,7 @@ def _silently(stack: contextlib.ExitStack) -> Progress:
 
 def _enter_folder(stack: contextlib.ExitStack, folder: Path, resume: bool, config: Mapping[str, Any]) -> None:
     stack.enter_context(locked(folder))
-    sweep(folder, CONFIG, PROGRAM, HISTORY, ENVIRONMENT, TEMPLATE)
+    sweep(folder, CONFIG, PROGRAM, HISTORY, ENVIRONMENT, TEMPLATE, COMMAND)
     _refuse_folder(folder, resume, config)
 
 
@@ -339,7 +376,7 @@ def _refuse_folder(folder: Path, resume: bool, config: Mapping[str, Any]) -> Non
         return
     if not resume:
         raise RunError(f"{folder} already holds a run", mend=["resume=True goes on from its newest checkpoint", "choose another folder"])
-    before = LATER | checkpoint.read_json(folder / CONFIG)
+    before = LATER | read_description(folder, CONFIG)
     config = json.loads(json.dumps(config))  # a tuple is a list there
     unequal = [f"{k}: the run has {before.get(k)!r}, here {v!r}" for k, v in config.items() if k not in MAY_CHANGE and before.get(k) != v]
     if unequal:

@@ -130,6 +130,11 @@ class Train(Pair):
     checkpoint_every: float = 60.0
     threads: int | None = None
 
+    @property
+    def run_folder(self) -> Path:
+        """Where the run lies: unless told otherwise runs/ and the name of the data, which may be a path."""
+        return self.out or Path("runs") / (Path(self.data).resolve().stem or "data")
+
 
 @dataclass(frozen=True)
 class OfRun:

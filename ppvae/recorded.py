@@ -7,9 +7,9 @@ from pathlib import Path
 from ppvae import checkpoint, data
 from ppvae.data import Splits
 from ppvae.errors import DataError
-from ppvae.run import CONFIG
+from ppvae.run import COMMAND as COMMAND
+from ppvae.run import CONFIG, read_description
 
-COMMAND = "command.json"  # the options of `ppvae train`, in its run folder
 NAMED_SHAPES = {"digits": (8, 8), "mnist": (28, 28), "fashion-mnist": (28, 28), "sprites": (32, 32), "filaments": (64, 64)}
 
 
@@ -19,7 +19,7 @@ def recorded_data(folder: Path, override: str | None = None) -> Splits:
     Raises:
         DataError: They are not to be found, or no longer what the run was trained on.
     """
-    about = checkpoint.read_json(folder / CONFIG)["data"]
+    about = read_description(folder, CONFIG)["data"]
     record = checkpoint.read_json(folder / COMMAND) if (folder / COMMAND).exists() else {"data": about["name"]}
     name = override or record["data"]
     if override is None and name not in data.names() and not Path(name).exists():
@@ -54,6 +54,6 @@ def image_shape(folder: Path) -> tuple[int, int] | None:
     if (folder / COMMAND).exists():
         shape = checkpoint.read_json(folder / COMMAND).get("image_shape")
     else:
-        about = checkpoint.read_json(folder / CONFIG)["data"]
+        about = read_description(folder, CONFIG)["data"]
         shape = NAMED_SHAPES.get(about["name"], about["event_shape"])
     return (shape[0], shape[1]) if isinstance(shape, list | tuple) and len(shape) == 2 else None

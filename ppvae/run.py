@@ -1,38 +1,37 @@
-"""The run folder: lock, config, program, history, checkpoints; and ``load``, which makes a run's programs again."""
+"""The run folder: config, program, history, checkpoints; and ``load``, which makes a run's programs again."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
 import platform
-import socket
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pyro
 import torch
 from torch import Tensor
 
 from ppvae import build, checkpoint, factory, noise
 from ppvae.batches import Batch, each, take, tensors
-from ppvae.errors import ArgumentError, LockedError, PpvaeError, RunError, UnreliableWarning
+from ppvae.errors import ArgumentError, PpvaeError, RunError, UnreliableWarning
 from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program, eval_mode, modules_of
 from ppvae.programs import latent_sites, sample_sites, trace
 from ppvae.state import create_missing, named_tensors, restore
-from ppvae.storage import make_folder, read_bytes
+from ppvae.storage import json_bytes, make_folder, parsed, read_bytes, read_record
 from ppvae.support import unwrapped
 
 MOST_HISTORY = 128 << 20
 # What is read of a checkpoint's state to load it.
 KEPT = {"best": dict | None, "constraints": dict, "leaves": list, "history": str, "stopped": str, "position": dict}
 CONFIG, PROGRAM, HISTORY, ENVIRONMENT, TEMPLATE = "config.json", "program.json", "history.jsonl", "environment.json", "template"
+COMMAND = "command.json"  # the options of `ppvae train`
 
 
 class Stored:
@@ -100,32 +99,6 @@ class Run:
         path = self.folder / "results" / f"{name}.json"
         checkpoint.write_json(path, result)
         return path
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the kernel lets go when it dies.
-
-    Raises:
-        LockedError: Another process holds it, named by host and pid.
-        RunError: The folder cannot be made.
-    """
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    holder = folder / ".lock-holder"
-    try:
-        make_folder(folder)
-        lock.acquire()
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-    except filelock.Timeout as error:
-        name = holder.read_text(errors="replace")[:200] if holder.is_file() else "another process"
-        raise LockedError(f"{folder} is held by {name}", mend="wait for it, or train into another folder") from error
-    except OSError as error:
-        lock.release()
-        raise RunError(f"{folder} cannot be written: {error.strerror}", mend="choose another folder with out=") from error
-    try:  # what goes wrong inside is not about the lock
-        yield
-    finally:
-        lock.release()
 
 
 def new_folder(first: Path) -> Path:
@@ -207,16 +180,47 @@ def _tensors(*programs: Program) -> set[int]:
     return {id(tensor) for module in modules for tensor in module.state_dict(keep_vars=True).values()}
 
 
-def write_description(folder: Path, programs: dict[str, Any], config: Mapping[str, Any], x: Batch) -> None:
+def write_description(
+    folder: Path, programs: dict[str, Any], config: Mapping[str, Any], x: Batch, command: Mapping[str, Any] | None = None
+) -> None:
     """Write what a run needs besides its checkpoints: config, programs, two rows of data as a template, and the versions and threads
-    that equality bit for bit is conditional on."""
+    that equality bit for bit is conditional on; and the options of the command that started it, if one did."""
     rows = take(x, slice(0, 2))
     structure = "tensor" if isinstance(x, Tensor) else list(x) if isinstance(x, dict) else len(x)
-    checkpoint.save(folder, TEMPLATE, {str(i): part for i, part in enumerate(tensors(rows).values())}, {"structure": structure})
-    environment = {"python": platform.python_version(), "torch": torch.__version__, "pyro": pyro.__version__}
-    checkpoint.write_json(folder / ENVIRONMENT, environment | {"threads": torch.get_num_threads(), "machine": platform.machine()})
-    checkpoint.write_json(folder / PROGRAM, programs)
-    checkpoint.write_json(folder / CONFIG, config)
+    environment = versions() | {"machine": platform.machine()}
+    records = {ENVIRONMENT: environment, PROGRAM: programs, CONFIG: config}  # the last says that there is a run
+    digests = {name: _digest(json_bytes(record)) for name, record in records.items()}
+    parts = {str(i): part for i, part in enumerate(tensors(rows).values())}
+    checkpoint.save(folder, TEMPLATE, parts, {"structure": structure, "sha256": digests})
+    if command is not None:
+        checkpoint.write_json(folder / COMMAND, command)
+    for name, record in records.items():
+        checkpoint.write_json(folder / name, record)
+
+
+def versions() -> dict[str, Any]:
+    """The versions and the number of threads of this process."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "pyro": pyro.__version__, "threads": torch.get_num_threads()}
+
+
+def read_description(folder: Path, name: str) -> Any:
+    """The value of a JSON file that ``write_description`` wrote.
+
+    Raises:
+        RunError: It is missing, or damaged: a changed digit of it would be another program or another prior.
+    """
+    content = read_record(folder / name)
+    expected = _expected(checkpoint.state_of(folder, TEMPLATE), {}, folder / f"{TEMPLATE}.json").get("sha256")
+    if isinstance(expected, dict) and expected.get(name) != _digest(content):
+        raise RunError(
+            f"{folder / name} is damaged: it does not have the SHA-256 that it was written with",
+            mend="copy it again; or, where it was changed by hand, change it back",
+        )
+    return parsed(content, folder / name)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def template_of(folder: Path) -> Batch:
@@ -275,7 +279,7 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
         raise RunError(f"state is 'best' or 'last', got {state!r}")
     if not holds_a_run(folder):
         raise RunError(f"{folder} holds no run", mend="ppvae.fit(..., out=folder) or `ppvae train --out FOLDER` makes one")
-    programs = _expected(checkpoint.read_json(folder / PROGRAM), {"how": str, "fingerprint": dict}, folder / PROGRAM)
+    programs = _expected(read_description(folder, PROGRAM), {"how": str, "fingerprint": dict}, folder / PROGRAM)
     _expected(programs["fingerprint"], {"sites": dict, "tensors": dict}, folder / PROGRAM)
     template = template_of(folder)
     if (model is None) != (guide is None):
@@ -308,7 +312,7 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
         folder=folder,
         best_epoch=best["epoch"] if state == "best" and best is not None else None,
         stopped=kept["stopped"],
-        config=checkpoint.read_json(folder / CONFIG),
+        config=read_description(folder, CONFIG),
         rollbacks=kept["position"].get("rollbacks", []),
     )
 

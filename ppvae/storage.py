@@ -13,6 +13,8 @@ from typing import Any
 
 from ppvae.errors import RunError
 
+# Where room is not what is missing.
+NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 TEMPORARY = ".tmp-"
 # What JSON may hold: a record of ours is far below, and the worst that keeps within them is read in a second and 200 MB.
 MOST_BYTES = 16 << 20
@@ -41,7 +43,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
         _sync(path.parent)
     except OSError as error:
-        raise _unwritable(path, error, len(content)) from error
+        raise unwritable(path, error, len(content)) from error
 
 
 def make_folder(folder: Path) -> None:
@@ -79,7 +81,7 @@ def check_room(folder: Path, needed: int) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(trial)
     except OSError as error:
-        raise _unwritable(folder, error, needed) from error
+        raise unwritable(folder, error, needed) from error
 
 
 def remove(path: Path) -> None:
@@ -120,7 +122,12 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, atomically; floats keep every bit."""
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """What ``write_json`` writes."""
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
@@ -178,7 +185,10 @@ def _reserve(descriptor: int, size: int) -> None:
             raise
 
 
-def _unwritable(path: Path, error: OSError, needed: int) -> RunError:
+def unwritable(path: Path, error: OSError, needed: int) -> RunError:
+    """What is raised where so many bytes cannot be written: path, needed and free bytes."""
+    if error.errno in NO_PLACE:
+        return RunError(f"{path} cannot be written: {error.strerror}", mend="choose another folder")
     there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
     try:
         free = f"{shutil.disk_usage(there).free:,} bytes free in {there}"

@@ -113,7 +113,7 @@ def _outside(name: str, site: Any, good: Tensor, first_row: int, num_data: int) 
     kind = type(base).__name__
     return DataError(
         f"the data do not fit the likelihood: site '{name}' is {kind} with support {base.support}, "
-        f"and {int((~good).sum())} of {good.numel()} values looked at lie outside it",
+        f"and {int((~good).sum())} of {good.numel()} values looked at, from {value.min():.6g} to {value.max():.6g}, lie outside it",
         where=f"row {first_row + place[data_dim] % num_data}{column}: {value[tuple(place)].item():.6g}",
         mend=_remedies(kind, value),
     )

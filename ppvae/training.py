@@ -24,9 +24,9 @@ from ppvae.batches import Batch, each
 from ppvae.data import Data
 from ppvae.data.kept import KeptBatches
 from ppvae.data.presented import Presented
-from ppvae.diagnose import NO_DATUM, diagnose
+from ppvae.diagnose import ALL_FINITE, NO_DATUM, diagnose
 from ppvae.engine import Call
-from ppvae.errors import DivergedError
+from ppvae.errors import DivergedError, PpvaeError, ProgramError, ShapeError
 from ppvae.evaluation import Evaluation, evaluate_pieces
 from ppvae.interruption import STOPPED, Interruption, LeftUndone
 from ppvae.leaves import leaves_of_pair
@@ -177,6 +177,9 @@ class Training:
                 self._finish_epoch(speed)
             except LeftUndone:
                 return self._interrupted()
+            except (DivergedError, ProgramError, ShapeError) as error:
+                self._judge_last_update(error)
+                continue
             per_epoch = (time.monotonic() - started) / max(self.position.epoch - done_before, 1)
             self.progress.epoch(self.position.history[-1], self.epochs, per_epoch * (self.epochs - self.position.epoch))
             if self.position.epoch < self.epochs and self.position.stopped == "running" and self._asked_to_stop():
@@ -203,6 +206,19 @@ class Training:
         name = signal.Signals(self.interruption.signal or 0).name
         further = f"; fit(..., resume=True) goes on from {self.run.folder}" if self.run.folder else ""
         self.progress.say(f"{name}: stopped after step {self.svi.steps_taken:,} (epoch {self.position.epoch + 1}){further}")
+
+    def _judge_last_update(self, error: PpvaeError) -> None:
+        """What measuring met at the end of an epoch: a divergence, if a density of the last batch is none. No step had seen it yet.
+
+        Raises:
+            PpvaeError: The error itself, where it is something else; or DivergedError, as a step.
+        """
+        if self.position.batch != self.steps_per_epoch:  # the epoch is over: a callback's
+            raise error
+        found = self._diagnosed(self._call(self.position.epoch, self.position.batch - 1))
+        if not isinstance(error, DivergedError) and found.startswith(ALL_FINITE):
+            raise error
+        self._go_back_or_end("its last update left densities that are no numbers", found, error)
 
     def _spoiled(self) -> list[str]:
         """Names of trained parameters that are not finite."""
@@ -426,6 +442,8 @@ class Training:
             **self._measured_unless_asked_to_stop(),
         }
         row = self.ranks.by_first(lambda: row)  # so that all choose the same epoch and stop at the same one
+        if math.isnan(row["train_elbo"]):
+            raise DivergedError("the ELBO is no number")
         position.epoch, position.batch, position.loss_sum, position.norm_sum = position.epoch + 1, 0, 0.0, 0.0
         position.history.append(row)
         self.run.history = position.history

@@ -17,6 +17,7 @@ from ppvae.cli import main
 from ppvae.commands import check, pairs
 from ppvae.commands.train import data_of
 from ppvae.data import Data
+from ppvae.lock import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("arviz", "matplotlib", "numpy", "pyro", "scipy", "torch")
@@ -261,6 +262,38 @@ def test_first_line_comes_before_torch_is_imported(tmp_path):
     first, second, *_ = done.stderr.splitlines()
     assert (done.returncode, first) == (70, "ppvae train: data mnist, program mlp")
     assert second == "error: ImportError: torch is wanted now"
+
+
+HELD = WITHOUT_TORCH.replace('"mnist"', '"mnist", "--out", "held"')
+
+
+def test_who_may_not_train_is_told_before_torch_is_imported(tmp_path):
+    """Seconds of imports earlier; and nothing of the refused command is left in the folder."""
+    with locked(tmp_path / "held"):
+        before = sorted(path.name for path in (tmp_path / "held").iterdir())
+        done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, cwd=tmp_path, env=environment())
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[1].startswith(f"error: held is held by process {os.getpid()} on ")
+    assert sorted(path.name for path in (tmp_path / "held").iterdir()) == before
+
+
+def test_the_options_of_a_run_are_written_by_who_holds_its_folder(tmp_path, monkeypatch):
+    """Between the first look and the lock another may have come: then its options stand, not ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppvae.lock.refuse_held", lambda folder: None)
+    with locked(tmp_path / "run"):
+        assert main(["train", "--out", "run", *SMALL]) == 75
+    assert not (tmp_path / "run" / "command.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "folder"),
+    [("digits", "digits"), ("a/b.csv", "b"), ("..", "home"), (".", "work"), ("pictures/", "pictures"), ("/", "data")],
+)
+def test_a_run_lies_below_runs_whatever_the_data_are_called(data, folder, tmp_path, monkeypatch):
+    (tmp_path / "home" / "work").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "home" / "work")
+    assert options.Train(data=data).run_folder == Path("runs") / folder
 
 
 # train

@@ -56,6 +56,13 @@ def test_file_gives_options_and_the_line_wins(tmp_path):
     assert str(found.out) == "runs/x"
 
 
+def test_a_key_of_100_000_parts_is_refused_before_it_is_parsed(tmp_path, capsys):
+    """tomllib takes 40 seconds and 10 GB for it."""
+    (tmp_path / "deep.toml").write_text("a" + ".a" * 100_000 + " = 1")
+    code, text = failure(capsys, "train", "--config", tmp_path / "deep.toml")
+    assert (code, text.splitlines()[0]) == (2, f"error: {tmp_path / 'deep.toml'} cannot be read: a line of more than 1000 dots")
+
+
 def test_a_folder_may_come_from_the_file_or_from_the_line(tmp_path):
     path = tmp_path / "settings.toml"
     path.write_text("num_particles = 50\n")

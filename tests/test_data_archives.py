@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import tarfile
 import zipfile
 
@@ -120,3 +121,22 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match="it does not unpack"):
         list(members(path, (".png",)))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip"])
+def test_a_pickle_under_any_name_runs_nothing_and_is_refused_in_a_line(suffix, tmp_path):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(pickle.dumps(_Touching(str(tmp_path / "touched"))))
+    with pytest.raises(DataError) as raised:
+        list(members(path, ("",)))
+    assert "\n" not in raised.value.problem and not (tmp_path / "touched").exists()
+
+
+class _Touching:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __reduce__(self):
+        return open, (self.name, "w")

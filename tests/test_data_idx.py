@@ -45,7 +45,7 @@ def test_bytes_are_read_as_the_format_says(tmp_path):
         (b"\0\0\x08\x03\0\0", "needed 16 bytes of header, and 6 came"),
         (b"\0\0\x08\x01\0\0\0\x05abcd", r"needed 13 bytes for an array of shape \(5,\), and 12 came"),
         (b"\0\0\x08\x01\0\0\0\x03abcd", r"needed 11 bytes for an array of shape \(3,\), and more came"),
-        (b"\0\0\x08\x02" + b"\xff" * 8, r"needed 18,446,744,065,119,617,037 bytes .* and 12 came"),
+        (b"\0\0\x08\x02" + b"\xff" * 8, "would take 18,446,744,065,119,617,037 bytes of memory, more than 8,589,934,592"),
     ],
     ids=["empty", "foreign", "unknown type", "header", "short", "long", "absurd"],
 )

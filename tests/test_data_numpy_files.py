@@ -208,3 +208,13 @@ def test_an_archive_of_other_things_is_told(tmp_path):
         archive.writestr("x.npy", b"not an array at all")
     with pytest.raises(DataError, match="the file cannot be read as such"):
         data.load(tmp_path / "x.npz")
+
+
+def test_an_array_that_unpacks_to_more_than_memory_should_give_is_refused_by_its_header(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros((1000, 1000), np.uint8))
+    assert (tmp_path / "bomb.npz").stat().st_size < 10_000
+    monkeypatch.setattr("ppvae.data.numpy_files.MAX_BYTES", 100_000)
+    with pytest.raises(DataError, match=r"'x.npy' would take 1,000,128 bytes of memory unpacked, more than 100,000"):
+        read_npz(tmp_path / "bomb.npz")
+    np.savez(tmp_path / "plain.npz", x=np.zeros((1000, 1000), np.uint8))
+    assert read_npz(tmp_path / "plain.npz")[0].shape == (1000, 1000)  # which stays on the disk

@@ -307,6 +307,12 @@ def test_music_of_another_form_is_told(tmp_path, parts, told):
         data.music(written(tmp_path / "music.json", **parts))
 
 
+def test_music_nested_without_end_is_told(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="needed JSON, and the file cannot be read as such"):
+        data.load(str(tmp_path / "deep.json"))
+
+
 def test_parts_of_music_are_its_own(tmp_path):
     with pytest.raises(DataError, match="validation= is for other data"):
         data.load(str(written(tmp_path / "music.json")), validation=0.5)

@@ -18,7 +18,7 @@ from pairs import optim
 from ppvae import checkpoint, guides, models, objectives
 from ppvae.data import Data
 from ppvae.engine import Call
-from ppvae.errors import DataError, DivergedError, ObjectiveError, ProgramError, RelaxedMeasureWarning, UnreliableWarning
+from ppvae.errors import DataError, DivergedError, ObjectiveError, ProgramError, RelaxedMeasureWarning, ShapeError, UnreliableWarning
 from ppvae.nn import MLP
 from ppvae.state import named_tensors
 
@@ -550,7 +550,8 @@ def test_data_outside_the_support_are_refused_before_the_first_step():
     assert rows == []
     assert raised.value.where == "array/all, row 17, column 4: 0.25"
     assert raised.value.problem == (
-        "the data do not fit the likelihood: site 'x' is Bernoulli with support Boolean(), and 1 of 120 values looked at lie outside it"
+        "the data do not fit the likelihood: site 'x' is Bernoulli with support Boolean(), and 1 of 120 values looked at, "
+        "from 0 to 1, lie outside it"
     )
 
 
@@ -701,6 +702,68 @@ def test_unmeasurable_pair_is_judged_by_its_objective():
     assert [row["objective"], row["train_elbo"], row["validation_elbo"]] == pytest.approx([expected] * 3, abs=ROUNDING)
 
 
+def clusters(x, plate=None, latent=None):
+    """Two clusters of counts, the cluster enumerated in the model: nothing says which density is whose row."""
+    rate = pyro.param("rate", torch.tensor([1.0, 4.0]), constraint=dist.constraints.positive)
+    with plate or pyro.plate("data", len(x), dim=-1):
+        c = pyro.sample("c", dist.Categorical(torch.full((2,), 0.5)), infer={"enumerate": "parallel"})
+        shift = pyro.sample(latent, dist.Gamma(2.0, 2.0)) if latent else 1.0
+        pyro.sample("x", dist.Poisson(rate[c] * shift), obs=x[:, 0])
+
+
+def trained_by_enumeration(model, guide, x, **arguments):
+    return ppvae.fit(model, guide, x, epochs=1, objective=TraceEnum_ELBO(max_plate_nesting=1), **arguments)
+
+
+def nothing(x):
+    pass
+
+
+def counts(n=40):
+    return torch.poisson(torch.full((n, 1), 2.0))
+
+
+def test_an_unmeasurable_pair_is_trained_where_nothing_speaks_against_it():
+    assert len(trained_by_enumeration(clusters, nothing, counts(), batch_size=16).history) == 1
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_data_outside_the_support_of_an_unmeasurable_pair_are_refused(held_out):
+    x = counts()
+    x[29] = -1.0
+    train, validation = (counts(), x) if held_out else (x, None)
+    with pytest.raises(DataError) as raised:
+        trained_by_enumeration(clusters, nothing, train, batch_size=16, validation=validation)
+    assert "site 'x' is Poisson" in raised.value.problem and raised.value.where == "array/all, row 29: -1"
+
+
+def test_a_latent_of_an_unmeasurable_pair_that_nobody_draws_is_refused():
+    def misspelt(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("shifts", dist.Gamma(2.0, 2.0))
+
+    model = functools.partial(clusters, latent="shift")
+    with pytest.raises(ProgramError, match="the guide misses the latent site 'shift' of the model, and nothing enumerates it"):
+        trained_by_enumeration(model, misspelt, counts())
+
+    def extra(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("other", dist.Gamma(2.0, 2.0))
+
+    with pytest.raises(ProgramError, match="the guide draws 'other', which the model does not"):
+        trained_by_enumeration(clusters, extra, counts())
+
+
+def test_a_subsample_of_another_size_than_an_unmeasurable_pairs_batch_is_refused():
+    """The last batch of one would be broadcast to the plate's ten rows."""
+
+    def model(x):
+        clusters(x, plate=pyro.plate("data", 41, subsample_size=10, dim=-1))
+
+    with pytest.raises(ShapeError, match="the plate 'data' takes 10 of 41 rows, and the batch has 1 data"):
+        trained_by_enumeration(model, nothing, counts(41), batch_size=10)
+
+
 def test_judging_by_the_objective_moves_no_running_statistics():
     encoder = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
     model, _ = pairs.marginal_mixture()
@@ -781,3 +844,36 @@ def test_measuring_leaves_frozen_parameters_frozen():
     model = models.LinearGaussian(3, 2).requires_grad_(False)
     ppvae.log_weights(model, guides.DiagonalNormal(MLP(3, [], 4), 2), pairs.real(20), num_particles=2)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+# What the check tells, told by fit.
+
+
+def test_parameters_that_no_gradient_reaches_are_named(capsys):
+    model, guide = pairs.ours()
+
+    class Detached(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x).detach()
+
+    guide.encoder = Detached(guide.encoder)
+    fit(lambda: (model, guide), pairs.binary(), epochs=1)
+    said = capsys.readouterr().err
+    assert "note: 4 of 8 parameters receive no gradient from Trace_ELBO: 'guide.encoder.inner." in said
+
+
+def test_nothing_is_said_where_every_parameter_is_trained(capsys):
+    fit(pairs.ours, pairs.binary(), epochs=1)
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_a_float64_array_for_a_float32_network_tells_how_to_turn_it():
+    torch.set_default_dtype(torch.float32)
+    model, guide = pairs.ours()
+    with pytest.raises(ProgramError) as raised:
+        ppvae.fit(model, guide, torch.zeros(20, 6, dtype=torch.float64).numpy(), epochs=1)
+    assert "give data of the programs' dtype: x.float(), x.astype(np.float32)" in str(raised.value)

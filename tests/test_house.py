@@ -37,11 +37,11 @@ SOURCES = {
 # Who may import whom: a unit is a file of ppvae/ or one of its packages. Everyone may import errors, and itself.
 RUNNING = {"programs", "pair", "stream", "batches", "modules", "support", "noise"}  # running programs, alone, in pairs, in blocks
 ARITHMETIC = {"capture", "compilation", "policy"}  # programs as the graph of their arithmetic
-STEPS = {"importance", "simulate", "check", "objectives", "capture"}
+STEPS = {"importance", "simulate", "check", "checks_look", "checks_numbers", "objectives", "capture"}
 RECORDS = {"data", "build", "factory", "state", "checkpoint", "run", "progress"}
 POSTERIORS = {"coordinates", "families", "whitened", "natural", "local", "posteriors", "starts"}  # what a local posterior is made of
 LATENTS = POSTERIORS | {"refinement", "paths", "annealing", "hmc", "enumeration", "quadrature"}  # what is done with latents
-TRAINING = {"diagnose", "evaluation", "training", "resume", "header"}  # the parts of fit.py that have a file of their own
+TRAINING = {"diagnose", "evaluation", "training", "resume", "header", "unmeasured"}  # the parts of fit.py that have a file of their own
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "output": set(),
@@ -62,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"storage"},
     "generators": {"noise"},
     "interruption": set(),
+    "lock": {"storage"},
     "memory": {"noise"},
     "ranks": set(),
     "together": ARITHMETIC | {"modules", "ranks", "svi", "engine"},
@@ -111,6 +112,7 @@ ALLOWED: dict[str, set[str]] = {
     "svi": RUNNING | STEPS | RECORDS | {"leaves", "engine", "optimizer"},
     "diagnose": RUNNING | {"svi"},
     "header": {"data", "objectives"},
+    "unmeasured": RUNNING | {"data"},
     "resume": RUNNING | RECORDS | {"optimizer", "generators"},
     "training": RUNNING
     | STEPS
@@ -119,7 +121,7 @@ ALLOWED: dict[str, set[str]] = {
     "fit": RUNNING
     | STEPS
     | RECORDS
-    | {"ranks", "together", "svi", "optimizer", "surrogates", "generators", "interruption", "storage"}
+    | {"ranks", "together", "svi", "optimizer", "surrogates", "generators", "interruption", "lock", "storage"}
     | TRAINING,
     "models": {"nn", "families", "build"},
     "guides": RUNNING | LATENTS | {"nn", "build"},

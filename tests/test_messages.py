@@ -19,6 +19,7 @@ import pyro
 import pytest
 import torch
 from scipy.io import savemat
+from test_resume import unsealed
 
 from ppvae.analysis.report import page
 from ppvae.cli import MOST_LINES, main
@@ -146,6 +147,8 @@ def changed(name, /, *path, **fields):
             record = record[step]
         record.update(fields)
         Path(name).write_text(json.dumps(whole, indent=1))
+        if name in ("run/program.json", "run/config.json"):
+            unsealed(Path("run"))
 
     return change
 
@@ -298,7 +301,8 @@ FOUND = {
     "command of something else": write("run/command.json", "[]"),
     "no config": gone("run/config.json"),
     "no program": gone("run/program.json"),
-    "program of something else": write("run/program.json", "{}"),
+    "a digit of the program": lambda: Path("run/program.json").write_text(Path("run/program.json").read_text().replace("2", "3", 1)),
+    "program of something else": changed("run/program.json", how=None),
     "a model that is a number": changed("run/program.json", model=3),
     "nothing in it": of_a_program("x = 1"),
     "a program of Python's": changed("run/program.json", how="python", why="a lambda"),

@@ -21,7 +21,7 @@ from pairs import optim
 from ppvae import checkpoint, objectives
 from ppvae.data import Data
 from ppvae.errors import LockedError, RunError, UnreliableWarning
-from ppvae.run import locked
+from ppvae.lock import locked
 
 adam = functools.partial(torch.optim.Adam, lr=0.01)
 momentum = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.1)
@@ -141,6 +141,13 @@ def plain(value):
 
 def untimed(rows):
     return [json.dumps({key: value for key, value in row.items() if key != "steps_per_second"}) for row in rows]
+
+
+def unsealed(folder):
+    """A run as older versions wrote it: its template does not know the SHA-256 of the records beside it."""
+    parts, state = checkpoint.load(folder, "template")
+    state.pop("sha256", None)
+    checkpoint.save(folder, "template", parts, state)
 
 
 def left_in(folder):
@@ -321,6 +328,7 @@ def test_a_run_of_before_an_argument_goes_on_with_what_that_then_was(tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config.pop("precision") == "float32"
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    unsealed(tmp_path / "run")
     with pytest.raises(RunError, match="precision: the run has 'float32', here 'bfloat16'"):
         run(make, x, tmp_path / "run", epochs=2, resume=True, precision="bfloat16", compile=True)
     found = run(make, x, tmp_path / "run", epochs=2, resume=True)
@@ -384,7 +392,7 @@ def test_folder_in_use_is_refused(tmp_path):
 
 HOLDER = """
 import pathlib, sys
-from ppvae.run import locked
+from ppvae.lock import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -414,7 +422,7 @@ def test_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(RunError) as raised:
         run(pairs.registered, pairs.real(), tmp_path / "run")
-    assert str(raised.value) == f"{tmp_path / 'run'} cannot be written: Not a directory\n  mend:  choose another folder with out="
+    assert str(raised.value) == f"{tmp_path / 'run'} cannot be written: Not a directory\n  mend:  choose another folder"
 
 
 def test_lock_is_released_after_a_run(tmp_path):

@@ -15,7 +15,7 @@ from test_resume import CASES, Interrupted, left_in, noisy, run, untimed
 import pairs
 import ppvae
 from ppvae import checkpoint, policy
-from ppvae.errors import DivergedError, ObjectiveError
+from ppvae.errors import DivergedError, ObjectiveError, ProgramError
 from ppvae.training import Training
 
 
@@ -107,6 +107,46 @@ def test_a_first_step_that_diverges_is_not_tried_again(capsys):
     with pytest.raises(DivergedError, match=r"training diverged at step 0 \(epoch 1\): the loss is inf"):
         ppvae.fit(infinite, lambda x: None, torch.zeros(10, 1), epochs=1)
     assert "rollback" not in capsys.readouterr().err
+
+
+def narrow(x):
+    """E[log p - log q] in s = log of the guide's scale: s moves by 1 - e^2s times the rate; by 300 of them exp(-s) is beyond any number."""
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(x / 2, torch.exp(pyro.param("s", torch.tensor(0.5)))).to_event(1))
+
+
+def shifted(x):
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("validation", [None, torch.zeros(4, 1)], ids=["", "validated"])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_an_update_that_no_step_comes_after_is_judged_at_the_end_of_its_epoch(epochs, validation):
+    """Of a batch that is all data the next step lies behind what is measured, or does not come at all."""
+    given = {"optimizer": functools.partial(torch.optim.SGD, lr=2000.0), "epochs": epochs, "batch_size": 40, "validation": validation}
+    with pytest.raises(DivergedError) as raised:
+        ppvae.fit(shifted, narrow, pairs.real(40, 1), **given)
+    assert raised.value.problem == (
+        "training diverged at step 1 (epoch 1), after 3 rollbacks with at last 0.125 of the learning rate: "
+        "its last update left densities that are no numbers"
+    )
+    assert raised.value.where == "guide site 'z', all data: its scale is 0; the programs hold the last good state"
+
+
+def test_what_a_program_raises_while_it_is_measured_is_no_divergence():
+    model, guide = pairs.ours()
+    calls = []
+
+    def failing(x):
+        calls.append(None)
+        if len(calls) > 20:
+            raise KeyError("of the program's own")
+        return guide(x)
+
+    with pytest.raises((KeyError, ProgramError), match="of the program's own"):
+        ppvae.fit(model, failing, pairs.binary(), epochs=50)
 
 
 @pytest.mark.parametrize("rollbacks", [-1, 1.5, None])

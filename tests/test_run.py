@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import sys
 import warnings
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import ppvae
 from pairs import optim
 from ppvae import checkpoint, factory, guides, models
 from ppvae.errors import LockedError, PpvaeError, RunError
+from ppvae.lock import locked
 from ppvae.nn import MLP
-from ppvae.run import HISTORY, locked, new_folder, read_history, template_of
+from ppvae.run import HISTORY, new_folder, read_history, template_of
 from ppvae.state import named_tensors
 
 
@@ -413,3 +415,43 @@ def test_a_holder_of_nonsense_is_no_error(tmp_path):
         (tmp_path / ".lock-holder").write_bytes(b"\xff\x00" * 1000)
         with locked(tmp_path):
             pass
+
+
+def test_a_flipped_bit_of_a_record_is_refused(tmp_path):
+    """A digit of program.json may be the scale of a likelihood: the run would load, and measure another model."""
+    torch.manual_seed(0)
+    model = models.Normal(MLP(2, [4], 6), latent_dim=2, scale=0.5)
+    trained(lambda: (model, guides.DiagonalNormal(MLP(6, [4], 4), latent_dim=2)), pairs.binary(), tmp_path / "run", epochs=1)
+    for name in ("program.json", "config.json"):
+        path = tmp_path / "run" / name
+        sound = path.read_bytes()
+        for bit in torch.randint(8 * len(sound), (100,)).tolist():
+            content = bytearray(sound)
+            content[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(content)
+            with pytest.raises(RunError, match=f"{name} is damaged: it does not have the SHA-256 that it was written with"):
+                ppvae.load(tmp_path / "run")
+        path.write_bytes(sound)
+    assert len(ppvae.load(tmp_path / "run").history) == 1
+
+
+def test_a_run_goes_on_with_other_threads_and_says_so(tmp_path, capsys):
+    trained(pairs.ours, pairs.binary(), tmp_path / "run", epochs=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        trained(pairs.ours, pairs.binary(), tmp_path / "run", epochs=2, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    said = f"threads {threads + 1}, where the run had {threads}: what follows is equal in law, not in bits"
+    assert said in capsys.readouterr().err
+
+
+def test_room_is_asked_for_all_that_a_checkpoint_may_hold(tmp_path, monkeypatch):
+    """Values, Adam's two moments and the best epoch, now and where the run would go back to: three such files at once."""
+    asked = []
+    monkeypatch.setattr(sys.modules["ppvae.fit"], "check_room", lambda folder, needed: asked.append(needed))
+    wide = lambda: (models.Bernoulli(MLP(2, [4000], 6), 2), guides.DiagonalNormal(MLP(6, [4000], 4), 2))  # noqa: E731
+    trained(wide, pairs.binary(), tmp_path / "run", epochs=2, validation=pairs.binary(seed=1))
+    largest = max(path.stat().st_size for path in (tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+    assert 0.9 * asked[0] < 3 * largest < asked[0] + 3 * 50_000  # headers, generators

@@ -23,7 +23,7 @@ from ppvae.analysis.verdict import Verdict
 from ppvae.data import Data, Splits
 from ppvae.errors import MissingFileError, PpvaeError, RunError
 from ppvae.recorded import COMMAND, recorded_data
-from ppvae.run import CONFIG, ENVIRONMENT, PROGRAM, holds_a_run, read_history
+from ppvae.run import CONFIG, ENVIRONMENT, PROGRAM, holds_a_run, read_description, read_history
 
 Result = TypeVar("Result", ELBO, LogLikelihood, InferenceGaps, Bounds, Calibration)
 
@@ -140,9 +140,9 @@ def record_of(folder: str | Path) -> Record:
     best = state.get("best")
     return Record(
         folder=folder,
-        config=checkpoint.read_json(folder / CONFIG),
-        programs=checkpoint.read_json(folder / PROGRAM),
-        environment=checkpoint.read_json(folder / ENVIRONMENT),
+        config=read_description(folder, CONFIG),
+        programs=read_description(folder, PROGRAM),
+        environment=read_description(folder, ENVIRONMENT),
         command=checkpoint.read_json(folder / COMMAND) if (folder / COMMAND).exists() else None,
         history=read_history(folder),
         stopped=str(state.get("stopped", "unknown")),

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import ppvae
-from ppvae import checkpoint, objectives
+from ppvae import objectives
 from ppvae.commands import pairs
 from ppvae.commands.folders import writable
 from ppvae.commands.processes import check_device, together
@@ -18,7 +18,6 @@ from ppvae.errors import RunError
 from ppvae.interruption import exit_code
 from ppvae.options import Pair, Train
 from ppvae.output import say, tell
-from ppvae.ranks import shared
 from ppvae.recorded import COMMAND
 from ppvae.run import Run, holds_a_run
 
@@ -50,16 +49,15 @@ def told(found: Run) -> dict[str, object]:
 
 def trained(options: Train) -> Run:
     """The run, once it is trained."""
-    folder = options.out or Path("runs") / Path(options.data).stem
+    folder = options.run_folder
     if holds_a_run(folder) and not options.resume:
         raise RunError(
             f"{folder} already holds a run", mend=["--resume goes on from its newest checkpoint", "--out FOLDER trains into another"]
         )
     data = data_of(options)
     model, guide, source = pairs.pair(data.train, options)
-    if not holds_a_run(folder) and shared().first:  # a resumed run keeps the options of its start
-        record = asdict(options) | {"data": _lasting(options.data), "out": str(folder), "image_shape": _stored_image_shape(data.train)}
-        checkpoint.write_json(writable(folder / COMMAND), record)
+    writable(folder / COMMAND)
+    record = asdict(options) | {"data": _lasting(options.data), "out": str(folder), "image_shape": _stored_image_shape(data.train)}
     return ppvae.fit(
         model,
         guide,
@@ -80,6 +78,7 @@ def trained(options: Train) -> Run:
         precision=options.precision,
         device=options.device,
         source=source,
+        command=record,
     )
 
 

@@ -13,7 +13,7 @@ from ppvae.errors import DataError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 2_000_000
-MAX_BYTES = 1 << 34  # unpacked, of all members together
+MAX_BYTES = 1 << 33  # unpacked, of all members together
 MAX_MEMBER_BYTES = 1 << 28
 
 
@@ -27,7 +27,7 @@ def members(path: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]
 
     Raises:
         DataError: it is damaged or encrypted; a member has an absolute name, one with ``..``, or is a link or a device; it unpacks to
-            more than 16 GiB in all, or a member to more than 256 MiB.
+            more than 8 GiB in all, or a member to more than 256 MiB.
     """
     total = 0
     try:
@@ -45,7 +45,8 @@ def members(path: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error, NotImplementedError, RuntimeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"needed a whole archive, and it does not unpack ({error})", where=str(path), mend="fetch it again") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"needed a whole archive, and it does not unpack ({said})", where=str(path), mend="fetch it again") from error
 
 
 def _zipped(path: Path) -> Iterator[tuple[str, IO[bytes]]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ppvae.data.archives import MAX_BYTES
 from ppvae.errors import DataError
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -35,6 +36,12 @@ def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
         raise DataError(f"needed an array with something in it, and one of shape {shape} came", where=str(path), mend=AGAIN)
     start = 4 + 4 * len(shape)
     needed = start + math.prod(shape) * dtype.itemsize
+    if needed > MAX_BYTES:
+        raise DataError(
+            f"the array of shape {shape} that its header tells of would take {needed:,} bytes of memory, more than {MAX_BYTES:,}",
+            where=str(path),
+            mend="np.save it in parts that fit: .npy files stay on the disk",
+        )
     content = _content(path, needed + 1)
     if len(content) != needed:
         raise DataError(

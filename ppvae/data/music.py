@@ -63,7 +63,7 @@ def _pieces(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MissingFileError("needed a JSON file of music, and there is none", where=str(path), mend="mend the path") from error
-    except (ValueError, IsADirectoryError) as error:
+    except (ValueError, IsADirectoryError, RecursionError) as error:
         raise DataError(f"needed JSON, and the file cannot be read as such ({error})", where=str(path), mend=FORM) from error
     for key in PARTS.values():
         part = found.get(key) if isinstance(found, dict) else None

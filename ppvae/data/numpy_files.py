@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ppvae.data.archives import MAX_BYTES
 from ppvae.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -71,6 +72,12 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Arra
     """A memory map where the member lies in the archive as it is, else the array."""
     if info.flag_bits & ENCRYPTED:
         raise zipfile.BadZipFile("it is encrypted")  # zipfile's own word for it is a RuntimeError
+    if info.compress_type != zipfile.ZIP_STORED and info.file_size > MAX_BYTES:
+        raise DataError(
+            f"the array {info.filename!r} would take {info.file_size:,} bytes of memory unpacked, more than {MAX_BYTES:,}",
+            where=str(path),
+            mend="np.savez without compression, or np.save: the array then stays on the disk",
+        )
     with archive.open(info) as stream:
         if info.compress_type != zipfile.ZIP_STORED:
             return np.lib.format.read_array(stream, allow_pickle=False)

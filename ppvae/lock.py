@@ -1,0 +1,64 @@
+"""A run folder belongs to one process. Nothing here imports torch: who may not train is told at once."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from ppvae.errors import LockedError
+from ppvae.storage import make_folder, unwritable
+
+LOCK, HOLDER = ".lock", ".lock-holder"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the kernel lets go when it dies.
+
+    Raises:
+        LockedError: Another process holds it, named by host and pid.
+        RunError: The folder cannot be made, or has no room.
+    """
+    lock, name = filelock.FileLock(folder / LOCK, timeout=0), f"process {os.getpid()} on {socket.gethostname()}"
+    try:
+        make_folder(folder)
+        lock.acquire()
+        (folder / HOLDER).write_text(name)
+    except filelock.Timeout as error:
+        raise _held(folder) from error
+    except OSError as error:
+        lock.release()
+        raise unwritable(folder, error, len(name)) from error
+    try:  # what goes wrong inside is not about the lock
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_held(folder: Path) -> None:
+    """Raise where another process holds a folder; nothing is written, and whoever takes the lock finds out again.
+
+    Raises:
+        LockedError: as ``locked``.
+    """
+    if not (folder / LOCK).exists():
+        return
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise _held(folder) from error
+    except OSError:
+        return
+    lock.release()
+
+
+def _held(folder: Path) -> LockedError:
+    holder = folder / HOLDER
+    name = holder.read_text(errors="replace")[:200] if holder.is_file() else "another process"
+    return LockedError(f"{folder} is held by {name}", mend="wait for it, or train into another folder")
