@@ -69,6 +69,7 @@ class Demo:
         out: The run folder; by default the first free one of runs/demo, runs/demo-2, ...
         epochs: Passes over the 1,077 training images.
         num_particles: K, draws per image for log p(x).
+        num_data: Test images that are measured; by default all 360.
         seed: Rules every draw.
     """
 
@@ -77,6 +78,7 @@ class Demo:
     out: Path | None = None
     epochs: int = 200
     num_particles: int = 5000
+    num_data: int | None = None
     seed: int = 0
 
 

@@ -256,7 +256,14 @@ def test_bounds_hold_the_evidence_between_them(start):
     assert torch.equal(found.width, found.upper - found.lower)
 
 
-@pytest.mark.parametrize("model", [hierarchy, parts, shared_mean], ids=["two layers", "a plate inside the datum", "a global site"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(hierarchy, id="two layers", marks=pytest.mark.soak),
+        pytest.param(parts, id="a plate inside the datum"),
+        pytest.param(shared_mean, id="a global site"),
+    ],
+)
 def test_width_closes_for_models_of_other_shapes(model):
     template = torch.zeros(2, 3, 2) if model is parts else torch.zeros(2)
     found = bidirectional(model, template=template, num_data=64, num_temperatures=60)

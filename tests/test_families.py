@@ -31,9 +31,9 @@ def some_row(family, n=1):
 
 
 def test_a_density_integrates_to_one(family):
-    """Midpoint sum over [-14, 14]^2, the rows scaled so that nothing lies outside."""
+    """Midpoint sum over [-14, 14]^2 in steps of 0.04, the rows scaled so that nothing lies outside."""
     q = family.distribution(some_row(family))
-    side = torch.linspace(-14, 14, 1401)
+    side = torch.linspace(-14, 14, 701)
     total = sum(q.log_prob(torch.cartesian_prod(part, side)[:, None]).exp().sum() for part in side.split(200)) * (side[1] - side[0]) ** 2
     assert total.item() == pytest.approx(1.0, abs=1e-4)
 

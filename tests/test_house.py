@@ -351,6 +351,7 @@ def test_wheel_is_imported_without_the_tree(wheel, tmp_path):
 
 
 # The links are gone before the install: where they are there, setuptools follows them and leaves its own map out.
+@pytest.mark.soak  # every developer's environment is one
 def test_editable_install_needs_no_links(tmp_path):
     project, site = copy_project(tmp_path / "project", links=False), tmp_path / "site"
     zipfile.ZipFile(build("editable", project, tmp_path / "built")).extractall(site)

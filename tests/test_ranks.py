@@ -196,7 +196,7 @@ def test_processes_sum_copy_and_exchange():
 @pytest.mark.parametrize(
     ("num_data", "dtype", "tolerance"),
     [
-        pytest.param(8, torch.float64, ROUNDING, id="float64-even"),
+        pytest.param(8, torch.float64, ROUNDING, id="float64-even", marks=pytest.mark.soak),
         pytest.param(7, torch.float32, SINGLE, id="float32-uneven"),
         pytest.param(1, torch.float64, ROUNDING, id="float64-a process without rows"),
         pytest.param(8, torch.float32, SINGLE, id="float32-even", marks=pytest.mark.soak),
@@ -267,7 +267,7 @@ def decaying(rank_that_does, x):
     return [str(w.message) for w in said if w.category is UnreliableWarning], history, tensors
 
 
-@pytest.mark.parametrize("rank", [0, 1], ids=str)
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.soak), 1], ids=str)
 def test_machine_code_that_goes_wrong_in_one_process_sends_all_back(rank):
     x = pairs.real(16)  # 8 + 8: sixteen steps of one shape; each epoch's first is verified
     _, expected = trained(point_pair, x, {"compile": False, "epochs": 8})
@@ -279,7 +279,7 @@ def test_machine_code_that_goes_wrong_in_one_process_sends_all_back(rank):
     assert same(first[2], other[2])
 
 
-@pytest.mark.parametrize("has_mean_in", ["every process", "a process without rows"])
+@pytest.mark.parametrize("has_mean_in", [pytest.param("every process", marks=pytest.mark.soak), "a process without rows"])
 def test_global_sites_count_once(has_mean_in):
     x = pairs.real(9 if has_mean_in == "a process without rows" else 8)  # a last batch of 1
     arguments = {"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}
@@ -366,7 +366,9 @@ def refuse_to_write(path, content):
     raise AssertionError(f"{path} was written by another process than the first")
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 2)], ids=["1 to 2", "2 to 1", "2 to 2"])
+@pytest.mark.parametrize(
+    ("before", "after"), [pytest.param(1, 2, id="1 to 2"), *(pytest.param(2, n, marks=pytest.mark.soak, id=f"2 to {n}") for n in (1, 2))]
+)
 def test_a_run_goes_on_with_another_number_of_processes(before, after, tmp_path):
     x = pairs.real(20)
     arguments = {"out": tmp_path / "run", "epochs": 2}

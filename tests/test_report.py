@@ -14,6 +14,7 @@ import pyro
 import pytest
 import torch
 from PIL import Image
+from test_resume import unsealed
 
 import ppvae
 from ppvae import analysis, guides, models, simulate
@@ -473,6 +474,7 @@ def test_without_its_data_a_page_tells_so(plain, copy):
     config = json.loads((copy / CONFIG).read_text())
     config["data"]["name"] = "of somebody else"
     (copy / CONFIG).write_text(json.dumps(config))
+    unsealed(copy)
     found = Page(analysis.report(copy))
     assert "are not to be found: the run recorded 'of somebody else'" in found.text
 
@@ -487,6 +489,7 @@ def test_data_can_be_named_or_handed_in(plain, copy, digits):
 def test_without_its_programs_a_page_shows_what_was_measured(plain, copy):
     programs = json.loads((copy / "program.json").read_text())
     (copy / "program.json").write_text(json.dumps({"how": "python", "why": "a lambda", "fingerprint": programs["fingerprint"]}))
+    unsealed(copy)
     found = Page(analysis.report(copy))
     assert "were built in Python" in found.text
     assert len(found.numbers) == 19

@@ -194,6 +194,9 @@ def test_it_goes_back_to_the_last_epoch_that_began_well(at, began, seen, diverge
     assert [row["learning_rate"] for row in found.history] == [0.5 if 4 * row["epoch"] <= began else 0.25 for row in found.history]
 
 
+REPEATED = ["pyro.optim", "torch scheduler", "BatchNorm", "born late"]
+
+
 def assert_as_if_slower_from(began, at, case, diverge_at, folder, monkeypatch, **more):
     """The run that diverges at these steps is the one at a lower rate from the step counted so, bit for bit."""
     make, x, arguments = CASES[case] if isinstance(case, str) else case
@@ -215,22 +218,24 @@ def assert_as_if_slower_from(began, at, case, diverge_at, folder, monkeypatch, *
     return expected
 
 
-@pytest.mark.parametrize("case", CASES)
+# Which states a run has is seen on these; the others are held by resumption, which puts the same states back.
+KINDS = ["pyro.module", "SGD with momentum", "pyro.optim scheduler", "torch scheduler", "BatchNorm", "in a list", "validation", "clipping"]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.soak] * (case not in KINDS)) for case in CASES])
 def test_what_follows_a_rollback_is_the_run_from_there_at_half_the_rate(case, diverge_at, tmp_path, monkeypatch):
     """Step 7 is the second of the third epoch: optimizer, scheduler, buffers and the best epoch are those of its start."""
     assert_as_if_slower_from(6, [7], case, diverge_at, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("case", ["pyro.module", "SGD with momentum", "pyro.optim", "pyro.optim scheduler", "torch scheduler", "BatchNorm"])
+@pytest.mark.parametrize("case", ["pyro.module", "pyro.optim", "torch scheduler"])
 def test_what_was_gone_back_to_can_be_gone_back_to_again(case, diverge_at, tmp_path, monkeypatch):
     """Nothing of it may be trained on in place."""
     assert_as_if_slower_from(6, [7, 8, 7], case, diverge_at, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("at", [1, 2])
-@pytest.mark.parametrize(
-    "case", ["born late", "born late, pyro.optim", "born late, SGD", "used now and then", "used now and then, pyro.optim"]
-)
+@pytest.mark.parametrize("case", ["born late", "born late, pyro.optim"])
 def test_what_was_born_since_is_born_again(case, at, diverge_at, tmp_path, monkeypatch):
     """The datum that a parameter is born of comes in one of the first epoch's three batches."""
     assert_as_if_slower_from(0, [at], case, diverge_at, tmp_path, monkeypatch)
@@ -248,8 +253,8 @@ def test_the_best_epoch_is_one_that_was_not_taken_back(diverge_at, tmp_path, mon
     assert taken_back.history[0]["validation_elbo"] > max(row["validation_elbo"] for row in expected.history)
 
 
-@pytest.mark.parametrize("at", [0, 3, 5, 6, 8, 10])
-@pytest.mark.parametrize("case", ["pyro.module", "pyro.optim", "torch scheduler", "BatchNorm", "born late", "validation"])
+@pytest.mark.parametrize("at", [3, 7, 10, *(pytest.param(at, marks=pytest.mark.soak) for at in (0, 5, 6, 8))])
+@pytest.mark.parametrize("case", ["pyro.module", "validation", *(pytest.param(case, marks=pytest.mark.soak) for case in REPEATED)])
 def test_a_run_killed_beside_a_rollback_goes_on_as_if_undisturbed(case, at, tmp_path, monkeypatch):
     """Killed before, in or after the epoch that is trained twice: what it went back to lies in the checkpoint."""
     make, x, arguments = CASES[case]

@@ -13,6 +13,7 @@ import shelf
 import torch
 from pyro.distributions import transforms as T
 from pyro.nn import AutoRegressiveNN, DenseNN
+from test_resume import unsealed
 
 import ppvae
 from ppvae import build, guides, models, nn
@@ -357,6 +358,7 @@ def test_a_record_of_objects_that_nobody_wrote_is_refused(written, text, runs, t
             (tmp_path / path.relative_to(folder)).write_bytes(path.read_bytes())
     fingerprint = json.loads((folder / "program.json").read_text())["fingerprint"]
     (tmp_path / "program.json").write_text(json.dumps(written | {"fingerprint": fingerprint}))
+    unsealed(tmp_path)
     with pytest.raises(RunError) as raised:
         ppvae.load(tmp_path)
     assert text in raised.value.problem

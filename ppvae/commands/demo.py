@@ -43,7 +43,7 @@ def run(options: Demo) -> int:
 
 def _measured(found: Run, options: Demo) -> analysis.InferenceGaps:
     """Print the three sentences; returns the gaps."""
-    test = ppvae.data.load("digits").test
+    test = ppvae.data.load("digits").test[: options.num_data]
     say(f"measuring {len(test)} test images")
     pair = (found.model, found.guide)
     tell_result(found, "elbo", "test", None, analysis.elbo(*pair, test, seed=options.seed))
