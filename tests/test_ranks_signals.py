@@ -47,7 +47,7 @@ def ended(folder, epochs=3):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "number", "at", "stops"),
-    [(0, signal.SIGTERM, 3, 16), (1, signal.SIGINT, 17, 20), (1, signal.SIGTERM, 30, 36)],
+    [(0, signal.SIGTERM, 3, 16), (1, signal.SIGINT, 17, 20), pytest.param(1, signal.SIGTERM, 30, 36, marks=pytest.mark.soak)],
     ids=["to the first", "before an epoch's end", "in the second epoch"],
 )
 def test_a_signal_to_one_ends_all_after_the_same_step(rank, number, at, stops, tmp_path):

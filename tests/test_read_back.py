@@ -66,7 +66,10 @@ def test_a_loop_on_a_cpu_reads_each_loss_at_once(readings, tmp_path):
     assert readings == []
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.soak] * (name in ("dynamic binarisation", "dropout", "a global site"))) for name in CASES],
+)
 def test_the_run_is_the_same_to_the_last_bit(name, read_every, readings, tmp_path):
     at_once = train(name, tmp_path / "at once")
     read_every(3)

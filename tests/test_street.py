@@ -156,7 +156,7 @@ def test_a_flow_guide_is_refused_by_family_same_and_measured_by_the_others():
     assert (found.approximation.abs() < 0.2).all()  # the posterior precision is diagonal
 
 
-@pytest.mark.parametrize("structure", ["tuple", "dict"])
+@pytest.mark.parametrize("structure", ["tuple", pytest.param("dict", marks=pytest.mark.soak)])
 def test_batches_of_several_tensors_go_down_the_street(structure, tmp_path):
     """Counts with a known exposure each: x is (counts, exposure), a dict or a tuple."""
     encoder = nn.Linear(1, 2)
