@@ -12,9 +12,10 @@ demo: $(INSTALLED)
 # Where tests write: in memory, if there is room. They wait for thousands of fsyncs otherwise, and none outlives a loss of power anyway.
 TEST_TMP := $(shell [ "$$(df -k --output=avail /dev/shm 2>/dev/null | tail -1)" -gt 4000000 ] 2>/dev/null && echo /dev/shm || echo $${TMPDIR:-/tmp})
 
-# One thread a worker: two workers that each take every core slow each other down.
+# One thread a worker: two workers that each take every core slow each other down. What is compiled once is not compiled again by each of the
+# hundreds of processes that tests start.
 test: $(INSTALLED)
-	TMPDIR=$(TEST_TMP) OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not statistical and not soak and not example"
+	TMPDIR=$(TEST_TMP) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not statistical and not soak and not example"
 
 # Every experiment with --quick, the notebook, the longer pages of docs/ and README as their readers run them: three minutes.
 test-examples: $(INSTALLED)

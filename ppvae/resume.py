@@ -1,8 +1,7 @@
-"""What a checkpoint of a run holds, and how a run goes on from one as if nothing had happened, or goes back to the start of an epoch."""
+"""What a checkpoint of a run holds, and how a run goes on from one as if nothing had happened."""
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -62,13 +61,6 @@ def standing(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
 
 
-def resting(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """``standing``, to be gone back to: what training changes is copied."""
-    live, state = standing(training)
-    copied = {part: copy.deepcopy(state[part]) for part in ("optimizer", "scheduler")}
-    return {name: t.detach().clone() for name, t in live.items()}, state | copied
-
-
 def go_on_from(training: Training, first: Batch, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Put a run where a checkpoint left it: parameters, optimizer, scheduler, position, best epoch.
 
@@ -81,7 +73,7 @@ def go_on_from(training: Training, first: Batch, tensors: dict[str, Tensor], sta
     svi.prepare_leaves(first)
     forget_gradients(svi.leaves)
     create_missing(tensors, state["constraints"], training.device)  # after the programs: what they register is their own tensor
-    _stand(training, tensors, state)
+    stand(training, tensors, state)
     if state.get("engine") and svi.engine.on:
         svi.engine.stop(state["engine"])
     before, now = state.get("ranks", 1), training.ranks.size
@@ -95,22 +87,7 @@ def go_on_from(training: Training, first: Batch, tensors: dict[str, Tensor], sta
         training.position.stopped = "patience"
 
 
-def go_back(training: Training) -> None:
-    """Put a run back to where its epoch began: all but what it has learned of its own divergence."""
-    assert training.rest is not None
-    (tensors, state), svi = training.rest, training.svi
-    history, rollbacks = training.position.history, training.position.rollbacks
-    _without_born_since(training, tensors)
-    forget_gradients(svi.leaves)
-    svi.leaves = svi.leaves[: len(state["leaves"])]
-    svi.forget_updates()
-    _stand(training, tensors, state)  # which is trained on in place: the first step from here takes another copy
-    training.position.history, training.position.rollbacks = history[: training.position.epoch], rollbacks
-    training.run.history = training.position.history
-    generators.restore(state["generators"], training.device)
-
-
-def _stand(training: Training, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def stand(training: Training, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Put parameters, optimizer, scheduler and position where ``standing`` found them; the optimizer knows no parameter yet."""
     svi = training.svi
     live = named_tensors(training.model, training.guide, svi.leaves)
@@ -137,11 +114,11 @@ def use_best(training: Training) -> None:
     """Give the programs the parameters of the best epoch, where validation chose one."""
     if training.best is None:
         return
-    restore(_without_born_since(training, training.best["tensors"]), training.best["tensors"])
+    restore(without_born_since(training, training.best["tensors"]), training.best["tensors"])
     training.run.best_epoch = training.best["epoch"]
 
 
-def _without_born_since(training: Training, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_born_since(training: Training, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The live tensors, once the parameter store has forgotten what ``tensors`` do not hold: it had the value then that it is born with."""
     live = named_tensors(training.model, training.guide, training.svi.leaves)
     store = pyro.get_param_store()

@@ -36,7 +36,8 @@ from ppvae.optimizer import OneOptimizer
 from ppvae.pair import Pair
 from ppvae.progress import Progress
 from ppvae.ranks import ALONE, Ranks
-from ppvae.resume import forget_gradients, go_back, go_on_from, resting, write_checkpoint
+from ppvae.resume import forget_gradients, go_on_from, write_checkpoint
+from ppvae.rollback import go_back_or_end, resting, slow_down
 from ppvae.run import Run
 from ppvae.state import named_tensors, snapshot
 from ppvae.svi import SVI, Rewound
@@ -46,8 +47,6 @@ from ppvae.together import SharedSVI
 WORTH_COMPILING = 3000
 # Steps after which several processes ask each other whether a signal came.
 ASK_EVERY = 16
-# Of every update, what is taken after a rollback.
-SLOWER = 0.5
 
 
 @dataclass
@@ -76,7 +75,7 @@ class Training:
         run: What is filled in.
         ranks: The processes that train together; the first alone prints and writes.
         rollbacks: How often a run that diverges may go back to the start of an epoch and on with half the learning rate.
-        rest: Where that is: the start of the newest epoch whose first step was sound, as ``resume.resting`` saw it.
+        rest: Where that is: the start of the newest epoch whose first step was sound, as ``rollback.resting`` saw it.
         interruption: The signals that have come.
         generators: States of the process's generators to begin with, where a checkpoint has some.
     """
@@ -130,7 +129,7 @@ class Training:
             forget_gradients(self.svi.leaves)
         else:
             go_on_from(self, first, *saved)
-        self._slow_down()
+        slow_down(self)
         self._guess_nesting(first)
         if self.ranks.size > 1:
             self._begin_together()
@@ -138,7 +137,7 @@ class Training:
             self.svi.engine.defer(self.device.type, self._settle)
         if self.scheduler is not None and isinstance(self.svi.optim, OneOptimizer) and self.torch_scheduler is None:
             self.torch_scheduler = self.scheduler(self.svi.optim.torch_optimizer)  # type: ignore[arg-type]
-        self._not_finite = frozenset(self._spoiled())
+        self._not_finite = frozenset(self.spoiled)
         if self.generators is not None:
             generators.restore(self.generators, self.device)
         self._saved_at = time.monotonic()
@@ -168,9 +167,9 @@ class Training:
                     self.save()
                 if self._asked_to_stop() and self._settled():
                     return self._interrupted()
-            spoiled = self._spoiled()
+            spoiled = self.spoiled
             if spoiled:
-                self._go_back_or_end(*_of_update(spoiled))
+                go_back_or_end(self, *_of_update(spoiled))
                 continue
             speed = max(self.svi.steps_taken - before, 0) / max(time.monotonic() - epoch_started, 1e-9)
             try:
@@ -208,19 +207,22 @@ class Training:
         self.progress.say(f"{name}: stopped after step {self.svi.steps_taken:,} (epoch {self.position.epoch + 1}){further}")
 
     def _judge_last_update(self, error: PpvaeError) -> None:
-        """What measuring met at the end of an epoch: a divergence, if a density of the last batch is none. No step had seen it yet.
+        """What measuring met at the end of an epoch: a divergence, if a density of its rows is none. No step had seen it yet.
 
         Raises:
             PpvaeError: The error itself, where it is something else; or DivergedError, as a step.
         """
         if self.position.batch != self.steps_per_epoch:  # the epoch is over: a callback's
             raise error
-        found = self._diagnosed(self._call(self.position.epoch, self.position.batch - 1))
+        first = torch.arange(min(self.batch_size, len(self.data)))  # what measuring looks at first
+        inputs = self._inputs(self.position.epoch, first)
+        found = self._diagnosed(Call(inputs, self._arguments), first)
         if not isinstance(error, DivergedError) and found.startswith(ALL_FINITE):
             raise error
-        self._go_back_or_end("its last update left densities that are no numbers", found, error)
+        go_back_or_end(self, "its last update left densities that are no numbers", found, error)
 
-    def _spoiled(self) -> list[str]:
+    @property
+    def spoiled(self) -> list[str]:
         """Names of trained parameters that are not finite."""
         trained = {id(leaf) for leaf in self.svi.leaves}
         live = named_tensors(self.model, self.guide, self.svi.leaves)
@@ -253,12 +255,12 @@ class Training:
             self._go_back()
             return
         except DivergedError as error:
-            found = self._diagnosed(call)
+            found = self._diagnosed(call, self._own_rows(position.epoch, position.batch))
             for buffer, before in buffers:  # running statistics took the bad batch in before the loss was seen
                 buffer.copy_(before)
-            spoiled = self._spoiled()
+            spoiled = self.spoiled
             problem, where = _of_update(spoiled) if spoiled else (error.problem, found)
-            self._go_back_or_end(problem, where, error)
+            go_back_or_end(self, problem, where, error)
             return
         if self.svi.verified is not verified:
             self._verified_at = self._here()
@@ -312,59 +314,14 @@ class Training:
         assert call is not None
         return self.svi.take(call, divisor, data, eagerly)
 
-    def _go_back_or_end(self, problem: str, where: str, cause: Exception | None = None) -> None:
-        """After a divergence: go back to where the epoch began, on with half the learning rate; or end the run.
-
-        The first step of an epoch that diverges has no sound state in that epoch, and the run goes back to the one before.
-
-        Raises:
-            DivergedError: It may not go back again, or no update was made since, so that another rate would change nothing.
-        """
-        position, failed, held = self.position, self.svi.steps_taken, not self._spoiled()
-        tried, epoch = len(position.rollbacks), position.epoch
-        goes_back = self.rest is not None and self.rest[1]["steps_taken"] < failed
-        if goes_back:
-            self._stand_at_rest()
-            held, position = True, self.position
-        if goes_back and tried < self.rollbacks:
-            position.rollbacks.append({"epoch": epoch + 1, "step": failed, "problem": problem, "where": where, "to": self.svi.steps_taken})
-            self._slow_down()
-            rate = f"{self.svi.shortened:g} of the learning rate"
-            self.progress.say(
-                f"diverged at step {failed:,} (epoch {epoch + 1}): {problem}\n  {where}\n"
-                f"  back to step {self.svi.steps_taken:,}, and on with {rate} (rollback {tried + 1} of {self.rollbacks})"
-            )
-            return
-        position.stopped = self.run.stopped = "diverged"
-        self.save()
-        if self.run.folder is not None:
-            kept = f"the last good state is in {self.run.folder}"
-        else:
-            kept = f"the programs hold {'the last' if held else 'no'} good state"
-        after = f", after {tried} rollback{'s'[: tried - 1]} with at last {SLOWER**tried:g} of the learning rate" if tried else ""
-        raise DivergedError(
-            f"training diverged at step {failed} (epoch {epoch + 1}){after}: {problem}",
-            where=f"{where}; {kept}",
-            mend=["lower the learning rate (a tenth of it)", "clip_norm=10", "keep scales away from 0: softplus(raw) + 1e-3"],
-        ) from cause
-
-    def _stand_at_rest(self) -> None:
-        """Be where ``rest`` was seen; what is known of later steps is void."""
-        go_back(self)
+    def forget_steps(self) -> None:
+        """What is known of steps that were taken back is void."""
         self._unread, self._next_rest, self._verified_at = [], None, None
 
-    def _slow_down(self) -> None:
-        """Shorten updates by what the rollbacks so far ask for."""
-        self.svi.shortened = SLOWER ** len(self.position.rollbacks)
-        self.run.rollbacks = self.position.rollbacks
-
-    def _diagnosed(self, call: Call | None) -> str:
-        """Which datum the step diverged at; of several processes that which knows a site."""
+    def _diagnosed(self, call: Call | None, rows: Tensor) -> str:
+        """Which of these rows of data is not finite; of several processes that which knows a site."""
         self._seed_step()
-        found = ""
-        if call is not None:
-            rows = self._own_rows(self.position.epoch, self.position.batch)
-            found = diagnose(self.svi, self._presented.batch(*call.inputs), rows)
+        found = "" if call is None else diagnose(self.svi, self._presented.batch(*call.inputs), rows)
         said: list[str] = [one for one in self.ranks.exchanged(found) if one]
         return next((one for one in said if not one.startswith(NO_DATUM)), said[0])
 
@@ -545,7 +502,7 @@ class Training:
             RunError: The checkpoint cannot be written; the one before stands.
         """
         self.run.stopped = self.position.stopped
-        if self.run.folder is not None and self.ranks.first and not self._spoiled():
+        if self.run.folder is not None and self.ranks.first and not self.spoiled:
             write_checkpoint(self, self.run.folder)
             self._saved_at = time.monotonic()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import sys
@@ -28,6 +29,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if {"quick", "pictures"} & set(item.fixturenames) or item.name.startswith("test_a_quick_run"):
             item.add_marker(pytest.mark.example)
+
+
+def pytest_collection_finish():
+    """What was imported stays: a million objects that the collector would walk through again and again, a seventh of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

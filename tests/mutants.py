@@ -45,7 +45,7 @@ UNIFORMITY, CORRECTED, STREAM, ENUMERATION = "analysis/uniformity.py", "analysis
 
 ON_IMPORTANCE, ON_ANNEALING, ON_HMC, ON_REFINE = "test_importance.py", "test_annealing.py", "test_hmc.py", "test_refine.py"
 ON_LIKELIHOOD, ON_PROGRAMS, ON_EXACT = "test_log_likelihood.py", "test_programs.py", "test_exact_log_likelihood.py"
-TRAINING, RESUME, ON_ROLLBACK = "ppvae/training.py", "ppvae/resume.py", "test_rollback.py"
+TRAINING, RESUME, ROLLBACK, ON_ROLLBACK = "ppvae/training.py", "ppvae/resume.py", "ppvae/rollback.py", "test_rollback.py"
 ON_CALIBRATION, ON_FAMILIES, ON_FAULTS, ON_GAPS = "test_calibration.py", "test_families.py", "test_faults.py", "test_inference_gaps.py"
 
 MUTANTS = (
@@ -131,12 +131,12 @@ MUTANTS = (
     of("chance not rescaled", CORRECTED, "chance[draw, datum_of] / share[datum_of])", "chance[draw, datum_of])", "test_posterior.py"),
 
     # rollbacks
-    of("rollback: at the full rate", TRAINING, "self.svi.shortened = SLOWER ** len(self.position.rollbacks)", "self.svi.shortened = 1.0", ON_ROLLBACK),
+    of("rollback: at the full rate", ROLLBACK, "training.svi.shortened = SLOWER ** len(training.position.rollbacks)", "training.svi.shortened = 1.0", ON_ROLLBACK),
     of("rollback: a rest whose first step was not sound", TRAINING, "            self._next_rest = resting(self)", "            self.rest = resting(self)", ON_ROLLBACK),
-    of("rollback: trained on in place", RESUME, 'copied = {part: copy.deepcopy(state[part]) for part in ("optimizer", "scheduler")}', 'copied = {}', ON_ROLLBACK),
+    of("rollback: trained on in place", ROLLBACK, 'copied = {part: copy.deepcopy(state[part]) for part in ("optimizer", "scheduler")}', 'copied = {}', ON_ROLLBACK),
     of("rollback: not in the checkpoint", RESUME, '"rest": training.rest,', '"rest": None,', ON_ROLLBACK),
-    of("rollback: generators go on", RESUME, "    generators.restore(state[\"generators\"], training.device)\n", "", ON_ROLLBACK),
-    of("rollback: births stay", RESUME, "    _without_born_since(training, tensors)\n", "", ON_ROLLBACK),
+    of("rollback: generators go on", ROLLBACK, "    generators.restore(state[\"generators\"], training.device)\n", "", ON_ROLLBACK),
+    of("rollback: births stay", ROLLBACK, "    without_born_since(training, tensors)\n", "", ON_ROLLBACK),
     of("rollback: the best epoch stays", RESUME, '    training.best = state["best"]\n', "", ON_ROLLBACK),
     of("rollback: an update is taken whole", "ppvae/svi.py", "torch._foreach_lerp_(params, before, 1 - self.shortened)", "pass", ON_ROLLBACK),
 )  # fmt: skip

@@ -41,7 +41,15 @@ STEPS = {"importance", "simulate", "check", "checks_look", "checks_numbers", "ob
 RECORDS = {"data", "build", "factory", "state", "checkpoint", "run", "progress"}
 POSTERIORS = {"coordinates", "families", "whitened", "natural", "local", "posteriors", "starts"}  # what a local posterior is made of
 LATENTS = POSTERIORS | {"refinement", "paths", "annealing", "hmc", "enumeration", "quadrature"}  # what is done with latents
-TRAINING = {"diagnose", "evaluation", "training", "resume", "header", "unmeasured"}  # the parts of fit.py that have a file of their own
+TRAINING = {
+    "diagnose",
+    "evaluation",
+    "training",
+    "resume",
+    "rollback",
+    "header",
+    "unmeasured",
+}  # the parts of fit.py that have a file of their own
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "output": set(),
@@ -114,10 +122,24 @@ ALLOWED: dict[str, set[str]] = {
     "header": {"data", "objectives"},
     "unmeasured": RUNNING | {"data"},
     "resume": RUNNING | RECORDS | {"optimizer", "generators"},
+    "rollback": {"resume", "generators"},
     "training": RUNNING
     | STEPS
     | RECORDS
-    | {"ranks", "together", "engine", "optimizer", "svi", "diagnose", "evaluation", "resume", "leaves", "generators", "interruption"},
+    | {
+        "ranks",
+        "together",
+        "engine",
+        "optimizer",
+        "svi",
+        "diagnose",
+        "evaluation",
+        "resume",
+        "rollback",
+        "leaves",
+        "generators",
+        "interruption",
+    },
     "fit": RUNNING
     | STEPS
     | RECORDS

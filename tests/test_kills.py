@@ -162,8 +162,18 @@ def before_the_cycle(folder, existing):
         cycle(folder, step)
 
 
-@pytest.mark.parametrize("existing", [(), (1, 2), (2, 3)], ids=["first save", "third save", "same step again"])
-@pytest.mark.parametrize("when", ["before", "half", "after"])
+SAVES = {"first save": (), "third save": (1, 2), "same step again": (2, 3)}
+REPEATING = {("half", "first save"), ("after", "first save"), ("half", "same step again")}
+
+
+@pytest.mark.parametrize(
+    ("when", "existing"),
+    [
+        pytest.param(when, existing, id=f"{when}-{name}", marks=[pytest.mark.soak] * ((when, name) in REPEATING))
+        for when in ("before", "half", "after")
+        for name, existing in SAVES.items()
+    ],
+)
 def test_death_at_every_call_of_a_save_leaves_the_old_checkpoint_or_the_new(when, existing, tmp_path):
     before_the_cycle(tmp_path / "0" / "checkpoints", existing)
     code, names = in_a_child(lambda: cycle(tmp_path / "0" / "checkpoints", 3), Calls())

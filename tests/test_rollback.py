@@ -132,7 +132,9 @@ def test_an_update_that_no_step_comes_after_is_judged_at_the_end_of_its_epoch(ep
         "training diverged at step 1 (epoch 1), after 3 rollbacks with at last 0.125 of the learning rate: "
         "its last update left densities that are no numbers"
     )
-    assert raised.value.where == "guide site 'z', all data: its scale is 0; the programs hold the last good state"
+    assert (
+        raised.value.where == "guide site 'z', datum 0 (40 of 40 data of the batch): its scale is 0; the programs hold the last good state"
+    )
 
 
 def test_what_a_program_raises_while_it_is_measured_is_no_divergence():
