@@ -31,7 +31,7 @@ def slow_down(training: Training) -> None:
     training.run.rollbacks = training.position.rollbacks
 
 
-def go_back_or_end(training: Training, problem: str, where: str, cause: Exception | None = None) -> None:
+def go_back_or_end(training: Training, problem: str, where: str, cause: Exception | None = None, *, sound: bool = True) -> None:
     """After a divergence: go back to where the epoch began, on with half the learning rate; or end the run.
 
     The first step of an epoch that diverges has no sound state in that epoch, and the run goes back to the one before.
@@ -40,12 +40,13 @@ def go_back_or_end(training: Training, problem: str, where: str, cause: Exceptio
         training: The run, at the step that diverged.
         problem, where: What was not finite, of which site and datum.
         cause: What was raised there.
+        sound: Whether the parameters as they stand are those that the last sound step left: then they may be saved.
 
     Raises:
         DivergedError: It may not go back again, or no update was made since, so that another rate would change nothing.
     """
     failed, epoch, tried = training.svi.steps_taken, training.position.epoch, len(training.position.rollbacks)
-    held, can_go_back = not training.spoiled, training.rest is not None and training.rest[1]["steps_taken"] < failed
+    sound, can_go_back = sound and not training.spoiled, training.rest is not None and training.rest[1]["steps_taken"] < failed
     if can_go_back:
         _go_back(training)
     if can_go_back and tried < training.rollbacks:
@@ -57,12 +58,13 @@ def go_back_or_end(training: Training, problem: str, where: str, cause: Exceptio
             f"{training.svi.shortened:g} of the learning rate (rollback {tried + 1} of {training.rollbacks})"
         )
         return
-    training.position.stopped = "diverged"
-    training.save()
+    training.position.stopped = training.run.stopped = "diverged"
+    if sound or can_go_back:
+        training.save()
     if training.run.folder is not None:
         kept = f"the last good state is in {training.run.folder}"
     else:
-        kept = f"the programs hold {'the last' if held or can_go_back else 'no'} good state"
+        kept = f"the programs hold {'the last' if sound or can_go_back else 'no'} good state"
     after = f", after {tried} rollback{'s'[: tried - 1]} with at last {SLOWER**tried:g} of the learning rate" if tried else ""
     raise DivergedError(
         f"training diverged at step {failed} (epoch {epoch + 1}){after}: {problem}",

@@ -216,10 +216,11 @@ class Training:
             raise error
         first = torch.arange(min(self.batch_size, len(self.data)))  # what measuring looks at first
         inputs = self._inputs(self.position.epoch, first)
-        found = self._diagnosed(Call(inputs, self._arguments), first)
+        with eval_mode(self.model, self.guide):
+            found = self._diagnosed(Call(inputs, self._arguments), first)
         if not isinstance(error, DivergedError) and found.startswith(ALL_FINITE):
             raise error
-        go_back_or_end(self, "its last update left densities that are no numbers", found, error)
+        go_back_or_end(self, "its last update left densities that are no numbers", found, error, sound=False)
 
     @property
     def spoiled(self) -> list[str]:

@@ -137,6 +137,15 @@ def test_an_update_that_no_step_comes_after_is_judged_at_the_end_of_its_epoch(ep
     )
 
 
+def test_what_the_last_update_left_is_not_saved(tmp_path):
+    sgd = functools.partial(torch.optim.SGD, lr=2000.0)
+    with pytest.raises(DivergedError, match=f"the last good state is in {tmp_path}"):
+        ppvae.fit(shifted, narrow, pairs.real(40, 1), epochs=1, batch_size=40, optimizer=sgd, rollbacks=0, out=tmp_path)
+    assert ppvae.load(tmp_path, shifted, narrow).model.store["params"]["s"].item() == 0.5
+    with pytest.raises(DivergedError, match="the programs hold no good state"):
+        ppvae.fit(shifted, narrow, pairs.real(40, 1), epochs=1, batch_size=40, optimizer=sgd, rollbacks=0)
+
+
 def test_what_a_program_raises_while_it_is_measured_is_no_divergence():
     model, guide = pairs.ours()
     calls = []
