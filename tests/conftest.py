@@ -35,7 +35,7 @@ def pytest_collection_finish():
     """What was imported stays: a million objects that the collector would walk through again and again, a seventh of the time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
+    gc.set_threshold(25_000, 20, 50)
 
 
 @pytest.fixture(scope="session")

@@ -62,10 +62,16 @@ def test_the_bound_lies_between_the_guides_own_and_the_evidence(temperatures):
 @pytest.mark.parametrize(
     ("model", "guide", "evidence", "x"),
     [
-        (hierarchy, hierarchy_guide, hierarchy_evidence, torch.linspace(-4, 4, 9, dtype=torch.float64)),
-        (parts, parts_guide, parts_evidence, torch.randn(9, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))),
+        pytest.param(
+            *(hierarchy, hierarchy_guide, hierarchy_evidence, torch.linspace(-4, 4, 9, dtype=torch.float64)),
+            id="two layers",
+            marks=pytest.mark.soak,
+        ),
+        pytest.param(
+            *(parts, parts_guide, parts_evidence, torch.randn(9, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))),
+            id="a plate inside the datum",
+        ),
     ],
-    ids=["two layers", "a plate inside the datum"],
 )
 def test_weights_are_unbiased_for_the_evidence(model, guide, evidence, x):
     found = analysis.elbo(model, Annealed(guide, temperatures=4), x, num_particles=500)

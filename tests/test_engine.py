@@ -37,6 +37,8 @@ COMBINED = {
     "AutoNormal",
     "score function, particles",
     "a tuple",
+    "bound methods",
+    "AutoMultivariateNormal",
     "particles in a loop",
     "mean field without a closed form",
     "importance weighted",

@@ -44,7 +44,9 @@ def standard_scores(draws, exact_mean, exact_variance, ess):
 # Chains.
 
 
-@pytest.mark.parametrize("with_guide", [True, False], ids=["from the guide", "from the prior"])
+@pytest.mark.parametrize(
+    "with_guide", [pytest.param(True, id="from the guide", marks=pytest.mark.soak), pytest.param(False, id="from the prior")]
+)
 def test_chains_reach_the_moments_of_a_linear_gaussian_posterior(with_guide):
     model, guide, x = linear_gaussian(num_data=4)
     found = posterior(model, x, guide=guide if with_guide else None, **SHORT)
@@ -214,7 +216,7 @@ def test_figure_shows_both_sets_of_draws_and_tells_of_chains_that_are_stuck():
 # Resampling.
 
 
-@pytest.mark.parametrize("inflation", [0.9, 1.3])
+@pytest.mark.parametrize("inflation", [pytest.param(0.9, marks=pytest.mark.soak), 1.3])
 def test_resampled_draws_reach_the_moments_of_the_posterior(inflation):
     model, x, _ = correlated_posterior(0.4, num_data=32)
     found = corrected(model, MeanField(model, offset=0.1, inflation=inflation), x, num_draws=2000, num_particles=20_000)

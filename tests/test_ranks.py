@@ -218,7 +218,7 @@ def test_the_gradient_of_two_processes_is_that_of_one(num_data, dtype, tolerance
     ("size", "clip_norm"),
     [
         pytest.param(2, 0.3, id="2-clipped"),
-        pytest.param(3, None, id="3-free"),
+        pytest.param(3, None, id="3-free", marks=pytest.mark.soak),
         pytest.param(2, None, id="2-free", marks=pytest.mark.soak),
         pytest.param(3, 0.3, id="3-clipped", marks=pytest.mark.soak),
     ],

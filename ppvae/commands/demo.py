@@ -43,7 +43,8 @@ def run(options: Demo) -> int:
 
 def _measured(found: Run, options: Demo) -> analysis.InferenceGaps:
     """Print the three sentences; returns the gaps."""
-    test = ppvae.data.load("digits").test[: options.num_data]
+    test = ppvae.data.load("digits").test
+    test = test if options.num_data is None else test[: options.num_data]
     say(f"measuring {len(test)} test images")
     pair = (found.model, found.guide)
     tell_result(found, "elbo", "test", None, analysis.elbo(*pair, test, seed=options.seed))
