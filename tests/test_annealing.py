@@ -232,7 +232,7 @@ def closed_form_jeffreys(model, x, start):
     return kl_to_posterior(model, x, loc, q.covariance_matrix) + torch.distributions.kl_divergence(posterior, q)
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
+@pytest.mark.parametrize("start", [pytest.param("prior", marks=pytest.mark.soak), "guide"])
 def test_single_chain_width_is_that_of_the_closed_form(start):
     # .8: five standard errors of the mean (5 % each) below perfect transitions; 1.5: what successive states may still have in common
     model, _, x = linear_gaussian(num_data=256, data_dim=4, scale=1.5)
@@ -350,7 +350,7 @@ def test_a_given_step_size_means_no_pilot():
     assert frozen.step_sizes.shape == (3, 6)
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
+@pytest.mark.parametrize("start", ["prior", pytest.param("guide", marks=pytest.mark.soak)])
 def test_how_many_data_run_at_once_changes_no_number(start):
     model, _, x = linear_gaussian(num_data=140)
     one = walked(model, MeanField(model), x, start, Settings(6, 3, 2, "auto"), blocks_at_once=1)
