@@ -247,12 +247,21 @@ def _observed(site: Any) -> Tensor:
 def _moments_of(fn: Any) -> tuple[Tensor, Tensor]:
     """E[x | z] and Var[x | z], (kn, [plates], *event); where there are none in closed form, a draw and 0: the draws' spread is then all."""
     shape = fn.batch_shape + fn.event_shape
-    with contextlib.suppress(NotImplementedError, AttributeError):
-        mean, variance = fn.mean.expand(shape), fn.variance.expand(shape)
+    if hasattr(type(fn), "mean") and hasattr(type(fn), "variance"):  # asked of the class: an AttributeError inside is its author's to see
+        mean, variance = _or_nan(fn, "mean").expand(shape), _or_nan(fn, "variance").expand(shape)
         if bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()):
             return _data_first(mean, fn.event_dim), _data_first(variance, fn.event_dim)
     draw = _data_first(fn.sample(), fn.event_dim)
     return draw, torch.zeros_like(draw)
+
+
+def _or_nan(fn: Any, moment: str) -> Tensor:
+    """A moment of a distribution; nan where torch or Pyro say that it has no closed form."""
+    try:
+        found: Tensor = getattr(fn, moment)
+    except NotImplementedError:
+        return torch.tensor(torch.nan)
+    return found
 
 
 def _data_first(value: Tensor, event_dim: int) -> Tensor:

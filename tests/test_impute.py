@@ -11,6 +11,8 @@ import torch
 from test_missing import NAN, guide_of, linear_gaussian
 
 from ppvae import analysis
+from ppvae.analysis.imputation import _moments_of
+from ppvae.checks_sites import _support_finding
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, ProgramError
 from ppvae.models.missing import masked
@@ -231,3 +233,26 @@ def test_the_sentence_and_the_record_tell_the_counts(case):
     assert "(N=70, S=5, K=100; k-hat above 0.50 at " in str(found)
     record = found.as_dict()
     assert (record["num_particles"], record["site"], "samples" in record) == (100, "x", False)
+
+
+class Misspelt(dist.Normal):
+    """A user's distribution with a fault of its own."""
+
+    @property
+    def mean(self):
+        return self.locc
+
+    @property
+    def support(self):
+        return self.reals
+
+
+def test_a_fault_inside_a_users_moment_is_not_taken_for_a_missing_one():
+    with pytest.raises(AttributeError, match="locc"):
+        _moments_of(Misspelt(torch.zeros(3, 2), 1.0).to_event(1))
+
+
+def test_a_fault_inside_a_users_support_is_not_taken_for_a_missing_one():
+    site = {"fn": Misspelt(torch.zeros(3), 1.0, validate_args=False), "value": torch.zeros(3)}
+    with pytest.raises(AttributeError, match="reals"):
+        _support_finding("z", site, site, "the guide")
