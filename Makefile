@@ -59,7 +59,7 @@ define EXPERIMENTS
 3 runs/pca-linear-deep/pca-linear-deep.json pca_linear_deep.py --out runs/pca-linear-deep
 2 runs/autoencoder-or-vae/autoencoder-or-vae.json autoencoder_or_vae.py --out runs/autoencoder-or-vae
 5 runs/beta-sweep/beta-sweep.json beta_sweep.py --out runs/beta-sweep
-6 runs/latent-plane/latent-plane.json latent_plane.py --out runs/latent-plane
+35 runs/latent-plane/latent-plane.json latent_plane.py --out runs/latent-plane
 4 runs/attributes/attributes.json attributes.py --out runs/attributes
 6 runs/blur/blur.json blur.py --out runs/blur
 3 runs/lorenz/lorenz.json lorenz.py --out runs/lorenz

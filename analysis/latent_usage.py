@@ -15,6 +15,7 @@ from ppvae.batches import Batch, take
 from ppvae.data import Data
 from ppvae.errors import check_count
 from ppvae.evaluation import ACTIVE, unit_variances
+from ppvae.memory import Halving
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.programs import measuring
@@ -147,10 +148,12 @@ def _mutual_information(pair: Pair, x: Batch, n: int, seed: int) -> tuple[float,
     with noise.seeded(seed, "mutual", device=pair.device), measuring(pair.model, pair.guide):
         values, log_q = pair.draw(rows, index, 1)
         own = sum(log_q.values())[0]  # type: ignore[index]
-        marginal = []
-        for block in noise.blocks(n, 64):
+
+        def marginal(block: slice) -> Tensor:
             crossed = {name: pair.crossed(value, name, block, n) for name, value in values.items()}
             densities = pair.guide_score(rows, index, crossed).values()  # (block, n): draw of datum i under q(z | x_j)
-            marginal.append(torch.logsumexp(torch.stack(list(densities)).sum(0), 1) - math.log(n))
-    found = own - torch.cat(marginal)
+            return torch.logsumexp(torch.stack(list(densities)).sum(0), 1) - math.log(n)
+
+        at_once: Halving[Tensor] = Halving(1, "mutual information")
+        found = own - torch.cat([part for block in noise.blocks(n, noise.BLOCK_ROWS) for part in at_once(block, marginal)])
     return found.mean().item(), (found.std() / math.sqrt(n)).item() if n > 1 else math.nan

@@ -15,11 +15,12 @@ import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ppvae import noise
 from ppvae.batches import Batch, device_of, digest, num_data, repeat, take
 from ppvae.errors import ProgramError, ShapeError
-from ppvae.memory import is_out_of_memory
+from ppvae.memory import is_out_of_memory, pieces_of
 from ppvae.modules import Program
 from ppvae.programs import (
     Values,
@@ -132,7 +133,7 @@ class Pair:
                 values, log_q = self.draw(rows, index, 4)
                 log_p = self.score(rows, values, num_particles=4)
                 self.in_plate = False
-                same_q = self._log_densities(_for_rows(self.guide, index), rows, values, num_particles=4)
+                same_q = self.guide_score(rows, index, values, num_particles=4)
                 same_p = self.score(rows, values, num_particles=4)
         except Exception as error:  # the user's network may refuse leading dims in any way it likes; repeating needs nothing of it
             if is_out_of_memory(error):
@@ -180,12 +181,35 @@ class Pair:
         With ``check_from``, the number of the first row, the data are held against the likelihood's support on the way.
         ``num_particles`` is K where there are no latents to tell it.
         """
-        return self._log_densities(self.model, x, values, check_from, num_particles)
+        return self._in_pieces(lambda _: self.model, x, values, check_from, num_particles)
 
-    def _log_densities(
-        self, program: Program, x: Batch, values: Values, check_from: int | None = None, num_particles: int | None = None
+    def _in_pieces(
+        self,
+        program_of: Callable[[slice], Program],
+        x: Batch,
+        values: Values,
+        check_from: int | None = None,
+        num_particles: int | None = None,
     ) -> dict[str, Tensor]:
+        """Log densities of the program of some rows: in one call, or piece by piece where memory ran out."""
         num_particles = len(next(iter(values.values()))) if values else num_particles or 1
+        pieces = pieces_of(num_data(x), num_particles)
+        if len(pieces) == 1:
+            return self._log_densities(program_of(pieces[0][0]), x, values, check_from, num_particles)
+        columns: dict[int, list[dict[str, Tensor]]] = {}
+        for rows, particles in pieces:
+            first = None if check_from is None or particles.start else check_from + rows.start
+            some = {name: _some(value, rows, particles, self.event_dims[name]) for name, value in values.items()}
+            inputs = program_of(rows), take(x, rows), some, first, particles.stop - particles.start
+            # with gradients nothing of a piece is kept but what it began with: it is run again when they are wanted
+            found = (
+                checkpoint(self._log_densities, *inputs, use_reentrant=False) if torch.is_grad_enabled() else self._log_densities(*inputs)
+            )
+            columns.setdefault(particles.start, []).append(found)
+        across = [{name: torch.cat([part[name] for part in row], 1) for name in row[0]} for row in columns.values()]
+        return {name: torch.cat([row[name] for row in across]) for name in across[0]}
+
+    def _log_densities(self, program: Program, x: Batch, values: Values, check_from: int | None, num_particles: int) -> dict[str, Tensor]:
         inward = {name: self._inward(value, self.event_dims[name]) for name, value in values.items()}
         found = self._run(program, x, inward, num_particles)
         if check_from is not None:
@@ -222,9 +246,9 @@ class Pair:
         data_dim = value.dim() - event_dim - 1
         return value.movedim(0, data_dim - 1).flatten(data_dim - 1, data_dim)
 
-    def guide_score(self, x: Batch, rows: Tensor | slice, values: Values) -> dict[str, Tensor]:
+    def guide_score(self, x: Batch, rows: Tensor | slice, values: Values, num_particles: int | None = None) -> dict[str, Tensor]:
         """log q by site of the guide, (K, n), at given latents."""
-        return self._log_densities(_for_rows(self.guide, rows), x, values)
+        return self._in_pieces(lambda part: _for_rows(self.guide, _part(rows, part)), x, values, num_particles=num_particles)
 
     def guide_density(self, x: Batch, rows: slice, values: Values, purpose: str) -> Tensor:
         """log q(z | x) at given latents, (K, n), float64: the sum of its sites'.
@@ -294,6 +318,17 @@ class Pair:
 def _for_rows(guide: Program, rows: Tensor | slice) -> Program:
     """A local posterior belongs to its data row by row; any other guide is the same for all rows."""
     return guide.rows(rows) if hasattr(guide, "rows") else guide
+
+
+def _part(rows: Tensor | slice, part: slice) -> Tensor | slice:
+    return slice(rows.start + part.start, rows.start + part.stop) if isinstance(rows, slice) else rows[part]
+
+
+def _some(value: Tensor, rows: slice, particles: slice, event_dim: int) -> Tensor:
+    """Some rows and particles of a value (K, [plates], n, *event); K and n may be 1 where they are the same for all."""
+    data_dim = value.dim() - event_dim - 1
+    value = value if value.shape[data_dim] == 1 else value.narrow(data_dim, rows.start, rows.stop - rows.start)
+    return value if len(value) == 1 else value[particles]
 
 
 def _repeated(program: Program, num_particles: int) -> Program:

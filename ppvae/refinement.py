@@ -253,6 +253,9 @@ class _Adam:
 
     def advance(self, index: Tensor, begin: int, end: int) -> None:
         x = take(self.x, index.to(self.pair.device))
+        if begin == 0:  # once more, perhaps, where memory had run out half way
+            for moment in (moment for both in self.moments.values() for moment in both):
+                moment[index] = 0.0
         with noise.seeded(self.seed, "refine", int(index[0]), begin, device=self.pair.device):
             for t in range(begin, end):
                 self._step(x, index, t)

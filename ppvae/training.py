@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro.infer import TraceEnum_ELBO
@@ -30,6 +30,7 @@ from ppvae.errors import DivergedError, PpvaeError, ProgramError, ShapeError
 from ppvae.evaluation import Evaluation, evaluate_pieces
 from ppvae.interruption import STOPPED, Interruption, LeftUndone
 from ppvae.leaves import leaves_of_pair
+from ppvae.memory import REMEDIES, OutOfMemoryError, first_line, is_out_of_memory
 from ppvae.modules import Program, eval_mode, freeze, modules_of
 from ppvae.objectives import Weight, weight_at
 from ppvae.optimizer import OneOptimizer
@@ -263,6 +264,12 @@ class Training:
             problem, where = _of_update(spoiled) if spoiled else (error.problem, found)
             go_back_or_end(self, problem, where, error)
             return
+        except Exception as error:
+            if is_out_of_memory(error):
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+                self._ran_out(error, n)
+            raise
         if self.svi.verified is not verified:
             self._verified_at = self._here()
         position.batch += 1
@@ -273,6 +280,21 @@ class Training:
             self._sum_up(float(loss), float(norm), n)
         if len(self._unread) >= self.svi.engine.read_every or position.batch == self.steps_per_epoch:
             self._settled()
+
+    def _ran_out(self, error: Exception, n: int) -> NoReturn:
+        """A step did not fit into memory: the state before it stays, in the run and on disk.
+
+        Raises:
+            OutOfMemoryError: with what to change.
+        """
+        if self.ranks.size == 1 and self._settled():  # the others of several do not come to save with this one
+            self.save()
+        own = len(self._own_rows(self.position.epoch, self.position.batch))
+        raise OutOfMemoryError(
+            f"a training step on {own} data does not fit into memory",
+            where=f"step {self.svi.steps_taken + 1:,}, epoch {self.position.epoch + 1}: {first_line(error)}",
+            mend=[f"a smaller batch than {n} (--batch-size, batch_size=), in a new run", *REMEDIES],
+        ) from error
 
     def _sum_up(self, loss: float, norm: float, n: int) -> None:
         self.position.loss_sum += loss * n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import warnings
@@ -9,12 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyro import poutine
+from test_resume import CASES, left_in, run, untimed
 
 import pairs
 import ppvae
-from ppvae import noise
+from ppvae import noise, refinement
+from ppvae.cli import main
+from ppvae.commands import models
 from ppvae.errors import DataError, UnreliableWarning
 from ppvae.memory import Halving, OutOfMemoryError, is_out_of_memory
+from ppvae.pair import Pair
+from ppvae.stream import stream
 
 ERRORS = {
     "CUDA": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
@@ -45,8 +52,8 @@ def test_rows_are_halved_until_they_fit_and_no_number_changes(most_blocks, error
     assert (found - expected).abs().max() < 1e-9  # rounding: matrices of other sizes
     left = {1: 1, 2: 2, 3: 2}[most_blocks]
     assert [str(one.message) for one in told] == [
-        "measuring with 3 particles: memory ran out with 8 blocks of 64 data at once; "
-        f"it goes on with {left}, or fewer where need be, from the same draws"
+        "measuring with 3 particles: memory ran out with 500 data at once; "
+        f"it goes on with {64 * left}, or fewer where need be, from the same draws"
     ]
     assert max(sizes) == left * noise.BLOCK_ROWS
 
@@ -73,7 +80,7 @@ def test_refinement_and_annealing_are_halved_too(what):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         found = measured(small)
-    assert any(str(one.message).startswith(what) and "it goes on with 1" in str(one.message) for one in told)
+    assert any(str(one.message).startswith(what) and "it goes on with 64" in str(one.message) for one in told)
     assert (found - expected).abs().max() < 1e-9  # rounding: matrices of other sizes
     assert max(sizes) == noise.BLOCK_ROWS
 
@@ -88,27 +95,168 @@ def test_what_was_learnt_about_memory_holds_for_the_stretches_to_come():
         return calls[-1]
 
     halving = Halving(8, "work")
-    with pytest.warns(UnreliableWarning, match="work: memory ran out with 8 blocks of 64 data at once; it goes on with 2"):
+    with pytest.warns(UnreliableWarning, match="work: memory ran out with 512 data at once; it goes on with 128"):
         assert halving(slice(0, 512), work) == [128] * 4
     assert halving(slice(512, 700), work) == [128, 60]
     assert calls == [512, 256, 128, 128, 128, 128, 128, 60]
 
 
-def test_memory_for_less_than_a_block_ends_in_an_error_that_says_so():
+class Crowded:
+    """A program for which memory runs out above so many (datum, particle) pairs in one run, and the sizes of those that did fit."""
+
+    def __init__(self, program, most=math.inf):
+        self.program, self.most, self.sizes = program, most, []
+
+    def __call__(self, x):
+        found = poutine.trace(self.program).get_trace(x)
+        size = found.nodes["z"]["value"][..., 0].numel()
+        if size > self.most:
+            raise ERRORS["CPU"]()
+        self.sizes.append(size)
+        return x
+
+
+LOOKS = 12  # pairs that a look at the programs takes, before any measurement: 3 rows, 4 particles
+
+
+@pytest.mark.parametrize(
+    ("most", "left"), [(448, "64"), (64, "8"), (20, "2"), (LOOKS, "1")], ids=["a block", "eight rows", "two rows", "a row"]
+)
+def test_densities_of_less_than_a_block_come_from_the_blocks_draws(most, left):
+    """100 data are two blocks, of 7 particles: 448 pairs."""
+    model, guide = pairs.ours()
+    x = pairs.binary(100)
+    expected = ppvae.log_weights(model, guide, x, num_particles=7, seed=7)
+    crowded = Crowded(model, most)
+    with pytest.warns(UnreliableWarning) as told:
+        found = ppvae.log_weights(crowded, guide, x, num_particles=7, seed=7, blocks_at_once=2)
+    assert (found - expected).abs().max() < 1e-9  # rounding: matrices of other sizes
+    assert [str(one.message) for one in told] == [
+        f"measuring with 7 particles: memory ran out with 100 data at once; it goes on with {left}, or fewer where need be, from the same draws"
+    ]
+
+
+@pytest.mark.parametrize("in_plate", [True, False], ids=["plate", "repeated"])
+def test_densities_and_their_gradients_go_down_to_one_datum_and_particle(in_plate):
+    """Of 5 data and 3 particles: 15 pairs are too many, and 8, ... and at last 2."""
+    model, guide = map(Crowded, pairs.ours())
+    x = pairs.binary(5)
+    pair = Pair(model, guide, x, 0)
+    pair.in_plate = in_plate
+    z = torch.randn(3, 5, 2, requires_grad=True)
+
+    def measured(rows):
+        p, q = pair.score(x[rows], {"z": z}), pair.guide_score(x[rows], rows, {"z": z})
+        return p["x"], p["z"], q["z"], *(torch.autograd.grad(term.sum(), z, retain_graph=True)[0] for term in (p["x"], q["z"]))
+
+    expected = measured(slice(0, 5))
+    for program in (model, guide):
+        program.most, program.sizes = 1, []
+    with pytest.warns(UnreliableWarning, match="memory ran out with 5 data at once; it goes on with 1, its particles in 4 parts, or fewer"):
+        (found,) = Halving(1, "densities")(slice(0, 5), measured)
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape and (a - b).abs().max() < 1e-9  # rounding
+    assert model.sizes.count(1) == len(model.sizes) == 2 * 15  # once for the densities, once more for their gradient
+    assert guide.sizes.count(1) == len(guide.sizes) == 2 * 15
+
+
+@pytest.mark.parametrize("what", ["full_rank", "mixture", "annealing"])
+def test_refinement_and_annealing_go_on_below_a_block(what, monkeypatch):
+    """4 data: refined with 8 draws each, or annealed in 4 chains, from the draws of one block."""
+    monkeypatch.setitem(refinement.SCHEDULES, "full_rank", (4, 8))  # what a mixture starts from
+    model, guide = pairs.ours()
+    x = pairs.binary(4)
+
+    def measured(model):
+        if what == "annealing":
+            return ppvae.analysis.annealed_log_likelihood(
+                model, x, guide=guide, start="guide", num_temperatures=4, num_chains=4, seed=1
+            ).pointwise
+        return ppvae.analysis.refine(model, guide, x, family=what, steps=4, num_draws=8, num_particles=8, seed=1).elbo
+
+    expected = measured(model)
+    crowded = Crowded(model, LOOKS)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = measured(crowded)
+    assert any("memory ran out with 4 data at once" in str(one.message) for one in told)
+    assert (found - expected).abs().max() < 1e-9  # rounding: matrices of other sizes
+
+
+def test_mutual_information_goes_on_below_a_block():
+    """5 draws crossed with 5 data are 25 densities of the guide, of which 12 fit."""
+    model, guide = pairs.ours()
+    x = pairs.binary(5)
+    expected = ppvae.analysis.latent_usage(model, guide, x, num_particles=2, num_mutual=5)
+    with pytest.warns(UnreliableWarning, match="mutual information: memory ran out with 5 data at once; it goes on with 2"):
+        found = ppvae.analysis.latent_usage(model, Crowded(guide, LOOKS), x, num_particles=2, num_mutual=5)
+    assert abs(found.mutual_information - expected.mutual_information) < 1e-12  # rounding
+
+
+@pytest.mark.parametrize("at", [0, 4])
+def test_a_training_step_without_memory_leaves_what_was_reached_and_the_run_goes_on_from_there(at, tmp_path, monkeypatch):
+    """Bit for bit as if undisturbed, once there is memory; running statistics of the step that failed do not count."""
+    make, x, _ = CASES["BatchNorm"]
+    whole = run(make, x, tmp_path / "whole", compile=False)
+    taken = ppvae.SVI.take
+
+    def fails(self, *args, **kwargs):
+        if self.steps_taken < at:
+            return taken(self, *args, **kwargs)
+        self.objective.loss(self.model, self.guide, x[:7])
+        raise ERRORS["CPU"]()
+
+    with monkeypatch.context() as patch, pytest.raises(OutOfMemoryError) as raised:
+        patch.setattr(ppvae.SVI, "take", fails)
+        run(make, x, tmp_path / "broken", compile=False)
+    assert raised.value.problem == "a training step on 7 data does not fit into memory"
+    assert raised.value.where.startswith(f"step {at + 1}, epoch {1 + at // 3}: [enforce fail at alloc_cpu.cpp:124]")
+    assert raised.value.mend[0] == "a smaller batch than 7 (--batch-size, batch_size=), in a new run"
+    resumed = run(make, x, tmp_path / "broken", compile=False, resume=True)
+    assert left_in(tmp_path / "broken") == left_in(tmp_path / "whole")
+    assert untimed(resumed.history) == untimed(whole.history)
+
+
+def test_a_command_says_that_memory_ran_out(monkeypatch, capsys):
+    def run(options):
+        raise ERRORS["CPU"]()
+
+    monkeypatch.setattr(models, "run", run)
+    assert main(["models"]) == 70
+    assert capsys.readouterr().err.splitlines()[-4:] == [
+        "error: memory ran out",
+        "  where: [enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
+        "  mend:  end other programs on this machine, or take one with more memory",
+        "     or: a smaller network",
+    ]
+
+
+def test_memory_for_less_than_one_datum_and_particle_ends_in_an_error_that_says_so():
+    model, guide = map(Crowded, pairs.ours())
+    x = pairs.binary(500)
+    pair = Pair(model, guide, x, 0)
+    model.most = 0
+    with pytest.raises(OutOfMemoryError) as raised:
+        next(stream(pair, x, num_particles=3, seed=0))
+    assert raised.value.problem == "the density of one datum and one particle does not fit into memory"
+    assert raised.value.where.startswith(
+        "measuring with 3 particles: [enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate"
+    )
+    assert "\n" not in raised.value.where
+
+
+def test_memory_for_less_than_a_blocks_draws_ends_in_an_error_that_says_so():
+    """Draws of a block come from one seed, all or none."""
     model, guide = pairs.ours()
 
     def small(x):
         if len(x) > 60:
             raise ERRORS["CPU"]()
-        return model(x)
+        return guide(x)
 
     with pytest.raises(OutOfMemoryError) as raised:
-        ppvae.log_weights(small, guide, pairs.binary(500), num_particles=3)
-    assert raised.value.problem == "one block of 64 data does not fit into memory"
-    assert raised.value.where.startswith(
-        "measuring with 3 particles: [enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate"
-    )
-    assert "\n" not in raised.value.where
+        ppvae.log_weights(model, small, pairs.binary(500), num_particles=3)
+    assert raised.value.problem == "the draws for 64 data do not fit into memory"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +329,7 @@ print((free - tight).abs().max().item())
 def test_a_process_with_little_address_space_measures_the_same():
     done = python(REAL)
     told, difference = done.splitlines()
-    assert told.count("memory ran out with 64 blocks of 64 data at once") == 1 and float(difference) < 1e-3
+    assert told.count("memory ran out with 4096 data at once") == 1 and float(difference) < 1e-3
 
 
 def python(code, *arguments):
