@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppvae import noise
 from ppvae.errors import ArgumentError
-from ppvae.pareto import MIN_PARTICLES, RESOLUTION, fitted, k_hat, k_hat_threshold, tail_length
+from ppvae.pareto import CELLS, MIN_PARTICLES, RESOLUTION, fitted, k_hat, k_hat_threshold, tail_length
 
 __all__ = [
     "MIN_PARTICLES",
@@ -153,6 +154,8 @@ class Streamed:
         self._finite = torch.ones(n, dtype=torch.bool)
         self._smallest = torch.full((n,), torch.inf, dtype=torch.float64)
         self._largest = torch.empty(0, n, dtype=torch.float64)
+        # data whose weights are sorted at once: copies of all of them would be most of what K costs
+        self._columns = noise.blocks(n, max(1, CELLS // (2 * max(1024, tail_length(num_particles)))))
         self._waiting: list[Tensor] = []  # blocks not yet merged into the largest: sorting them together is cheaper
 
     def add(self, log_weights: Tensor) -> None:
@@ -175,16 +178,19 @@ class Streamed:
     def _merge(self) -> None:
         if not self._waiting:
             return
-        merged = torch.cat([self._largest, *self._waiting])
-        self._largest, self._rest, self._rest_squared = self._divided(merged, self.expected)
-        self._waiting = []
+        length = min(self.count, tail_length(self.expected) + 1)
+        largest = self._largest if len(self._largest) == length else self._largest.new_empty(length, self._largest.shape[1])
+        for columns in self._columns:
+            merged = torch.cat([part[:, columns] for part in (self._largest, *self._waiting)])
+            largest[:, columns], self._rest[columns], self._rest_squared[columns] = self._divided(merged, self.expected, columns)
+        self._largest, self._waiting = largest, []
 
-    def _divided(self, merged: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The largest of ``merged`` that K particles need, descending, and the log sums of w and w^2 over all others ever seen."""
+    def _divided(self, merged: Tensor, k: int, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """The largest of some data's weights that K particles need, descending, and log sums of w and w^2 over all others ever seen."""
         found = merged.topk(min(len(merged), tail_length(k) + 1), dim=0)
         others = merged.scatter(0, found.indices, -torch.inf)
-        rest = torch.logaddexp(self._rest, torch.logsumexp(others, 0))
-        return found.values, rest, torch.logaddexp(self._rest_squared, torch.logsumexp(2 * others, 0))
+        rest = torch.logaddexp(self._rest[columns], torch.logsumexp(others, 0))
+        return found.values, rest, torch.logaddexp(self._rest_squared[columns], torch.logsumexp(2 * others, 0))
 
     def reduced(self, weights: str = "plain") -> Reduced:
         """Log mean weight, its error and effective sample size, (n,) each, of the particles that came so far.
@@ -198,13 +204,18 @@ class Streamed:
         References:
             Ionides (2008), Truncated importance sampling, sec. 2. Vehtari et al. (2024), Pareto smoothed importance sampling, sec. 3.
         """
+        check_weights(weights)
         self._merge()
-        tail, rest, rest_squared = self._divided(self._largest, self.count)
-        if check_weights(weights) == "truncated":
+        parts = [self._reduced(columns, weights) for columns in self._columns]
+        return Reduced(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _reduced(self, columns: slice, weights: str) -> Reduced:
+        tail, rest, rest_squared = self._divided(self._largest[:, columns], self.count, columns)
+        if weights == "truncated":
             log_sum = torch.logaddexp(rest, torch.logsumexp(tail, 0))
             tail = torch.minimum(tail, log_sum - 0.5 * math.log(self.count))
         elif weights == "smoothed":
-            tail = fitted(tail, self._smallest, self.count, self.resolution)[1]
+            tail = fitted(tail, self._smallest[columns], self.count, self.resolution)[1]
         log_sum = torch.logaddexp(rest, torch.logsumexp(tail, 0))
         ess = (2 * log_sum - torch.logaddexp(rest_squared, torch.logsumexp(2 * tail, 0))).exp()
         return Reduced(log_sum - math.log(self.count), _relative_error(ess, torch.as_tensor(float(self.count))), ess)
@@ -239,4 +250,8 @@ class Streamed:
     def k_hat(self) -> Tensor:
         """(n,)."""
         self._merge()
-        return fitted(self._divided(self._largest, self.count)[0], self._smallest, self.count, self.resolution)[0]
+        return torch.cat([self._k_hat(columns) for columns in self._columns])
+
+    def _k_hat(self, columns: slice) -> Tensor:
+        tail, *_ = self._divided(self._largest[:, columns], self.count, columns)
+        return fitted(tail, self._smallest[columns], self.count, self.resolution)[0]

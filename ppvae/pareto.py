@@ -13,6 +13,7 @@ from torch import Tensor
 MIN_PARTICLES = 25  # below it the tail holds five weights or fewer and k-hat is not defined
 RESOLUTION = 1e-13
 FEWEST = 5  # exceedances that a shape is fitted to
+CELLS = 2**18  # numbers of the fit's grid at once: 2 MB, in the cache whatever K
 
 
 def k_hat_threshold(num_particles: int) -> float:
@@ -79,7 +80,7 @@ def fitted(tail: Tensor, smallest: Tensor, num_particles: int, resolution: float
     found[constant] = -torch.inf
     for count in counts[found.isnan()].unique().tolist():  # nearly always one count: ties at the cutoff are rare
         rows = (found.isnan() & (counts == count)).nonzero()[:, 0]
-        for some in rows.split(256):  # bounds the memory of the fit's grid
+        for some in rows.split(max(1, CELLS // (count * _grid(count)))):
             shape, scale = _pareto((relative[:count, some] - cutoff[some]).flip(0).T.contiguous())
             replaced = (_order_statistics(count, shape, scale) + cutoff[some]).log().flip(0) + top[some]
             found[some] = shape
@@ -90,7 +91,7 @@ def fitted(tail: Tensor, smallest: Tensor, num_particles: int, resolution: float
 def _pareto(x: Tensor) -> tuple[Tensor, Tensor]:
     """Zhang and Stephens' estimate of shape, with PSIS's weak prior towards 0.5, and scale. Ascending exceedances (N, M) -> (N,) each."""
     m = x.shape[1]
-    grid = 30 + int(math.sqrt(m))
+    grid = _grid(m)
     steps = torch.arange(1, grid + 1, dtype=x.dtype)
     quartile = x[:, int(m / 4 + 0.5) - 1 : int(m / 4 + 0.5)]
     b = (1 - torch.sqrt(grid / (steps - 0.5))) / (3 * quartile) + 1 / x[:, -1:]
@@ -101,6 +102,11 @@ def _pareto(x: Tensor) -> tuple[Tensor, Tensor]:
     b_mean = (b * weights).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
     shape = torch.log1p(-b_mean * x).mean(-1)
     return (m * shape + 10 * 0.5) / (m + 10), -shape / b_mean[:, 0]
+
+
+def _grid(count: int) -> int:
+    """Candidates that are weighed."""
+    return 30 + int(math.sqrt(count))
 
 
 def _order_statistics(count: int, shape: Tensor, scale: Tensor) -> Tensor:

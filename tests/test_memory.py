@@ -348,9 +348,8 @@ from ppvae import analysis
 torch.set_num_threads(1)
 eagerly = ppvae.compiling(False)  # the compiler alone takes 130 MiB, once
 eagerly.__enter__()
-model, guide = pairs.exact()
-x = torch.randn(64, 3, dtype=torch.float64)
-model.double()
+model, guide = pairs.ours(data_dim=16)
+x = pairs.binary(64, 16).float()
 
 def memory(what):
     return int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
@@ -360,7 +359,7 @@ Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
 base = memory("VmRSS")
 for particles in map(int, sys.argv[1:]):
     found = analysis.log_likelihood(model, guide, x, num_particles=particles)
-    assert (found.pointwise - model.log_evidence(x)).abs().max() < 1e-9
+    assert found.k_hat.isfinite().all()  # a tail was fitted, whose grid of candidates is what takes most
     print(base, memory("VmHWM"))
 """
 
