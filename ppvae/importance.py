@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppvae import noise
 from ppvae.errors import ArgumentError
 from ppvae.pareto import CELLS, MIN_PARTICLES, RESOLUTION, fitted, k_hat, k_hat_threshold, tail_length
 
@@ -155,7 +154,8 @@ class Streamed:
         self._smallest = torch.full((n,), torch.inf, dtype=torch.float64)
         self._largest = torch.empty(0, n, dtype=torch.float64)
         # data whose weights are sorted at once: copies of all of them would be most of what K costs
-        self._columns = noise.blocks(n, max(1, CELLS // (2 * max(1024, tail_length(num_particles)))))
+        width = max(1, CELLS // (2 * max(1024, tail_length(num_particles))))
+        self._columns = [slice(first, first + width) for first in range(0, n, width)]
         self._waiting: list[Tensor] = []  # blocks not yet merged into the largest: sorting them together is cheaper
 
     def add(self, log_weights: Tensor) -> None:

@@ -77,7 +77,7 @@ ALLOWED: dict[str, set[str]] = {
     "capture": set(),
     "policy": set(),
     "bernoulli": set(),
-    "compilation": {"capture"},
+    "compilation": {"capture", "memory"},
     "programs": {"batches", "modules", "bernoulli", "capture"},
     "pair": {"programs", "batches", "modules", "support", "noise", "memory"},
     "blocks": {"pair", "programs", "batches", "compilation", "policy"},
@@ -139,6 +139,7 @@ ALLOWED: dict[str, set[str]] = {
         "leaves",
         "generators",
         "interruption",
+        "memory",
     },
     "fit": RUNNING
     | STEPS
@@ -147,7 +148,9 @@ ALLOWED: dict[str, set[str]] = {
     | TRAINING,
     "models": {"nn", "families", "build"},
     "guides": RUNNING | LATENTS | {"nn", "build"},
-    "analysis": RUNNING | LATENTS | {"importance", "simulate", "capture", "evaluation", "data", "recorded", "checkpoint", "storage", "run"},
+    "analysis": RUNNING
+    | LATENTS
+    | {"importance", "simulate", "capture", "evaluation", "data", "recorded", "checkpoint", "storage", "run", "memory"},
 }
 FRONTS = {
     "__init__",
