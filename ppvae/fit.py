@@ -113,10 +113,10 @@ def fit(
         beta, likelihood_weight: Weights >= 0 on the unobserved and the observed sites, or functions of the step (``objectives.linear``).
         clip_norm: Largest norm of the gradient (of the loss in nats per datum).
         patience: Stop after so many epochs without a better validation ELBO; counted once the weights stand still.
-        rollbacks: How often a run that diverges may go back to the start of its epoch (of the one before, where the first step of an epoch
-            diverges) and on with half the learning rate, for good: every update goes half as far, whatever optimizer and scheduler say.
-            Each is printed as it happens and kept in ``run.rollbacks``; ``callback`` is called once more for an epoch that ends once
-            more. 0 ends the run at once.
+        rollbacks: How often a run that diverges may go back to the start of its epoch, of a long one to its last thousandth step (to the
+            one before, where the first step from there diverges), and on with half the learning rate, for good: every update goes half
+            as far, whatever optimizer and scheduler say. Each is printed as it happens and kept in ``run.rollbacks``; ``callback`` is
+            called once more for an epoch that ends once more. 0 ends the run at once.
         seed: Rules everything after construction: order, noise, binarisation, and what programs and callbacks draw from Python's and
             NumPy's generators. The caller's generators are as they were, afterwards.
         out: The run folder; None keeps the run in memory.

@@ -104,7 +104,7 @@ class Train(Pair):
         beta: Weight of the KL term, after the warm-up.
         clip_norm: Largest norm of the gradient.
         patience: Stop after so many epochs without a better validation ELBO.
-        rollbacks: How often a run that diverges may go back to the start of its epoch and on with half the learning rate.
+        rollbacks: How often a run that diverges may go back, to the start of its epoch or by 1,000 steps, at half the learning rate.
         compile: Whether steps run as compiled arithmetic: auto from 3,000 steps on, yes, no.
         precision: float32, or bfloat16 for the networks of compiled steps where that pays.
         device: auto, cpu, cuda, cuda:1.

@@ -1,4 +1,4 @@
-"""A run that diverges goes back to the start of an epoch, and on with half the learning rate."""
+"""A run that diverges goes back to the start of an epoch or the last thousandth step in it, and on with half the learning rate."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def slow_down(training: Training) -> None:
 
 
 def go_back_or_end(training: Training, problem: str, where: str, cause: Exception | None = None, *, sound: bool = True) -> None:
-    """After a divergence: go back to where the epoch began, on with half the learning rate; or end the run.
+    """After a divergence: go back to where the run rested last, on with half the learning rate; or end the run.
 
-    The first step of an epoch that diverges has no sound state in that epoch, and the run goes back to the one before.
+    Where the very next step diverges that state was not sound, and the run goes back to the one before.
 
     Args:
         training: The run, at the step that diverged.

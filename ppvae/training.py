@@ -48,6 +48,8 @@ from ppvae.together import SharedSVI
 WORTH_COMPILING = 3000
 # Steps after which several processes ask each other whether a signal came.
 ASK_EVERY = 16
+# Steps of an epoch after which a run that diverges has another state to go back to: no more of its work is lost.
+REST_EVERY = 1000
 
 
 @dataclass
@@ -241,13 +243,16 @@ class Training:
     def _step(self) -> None:
         """One step, at the position; the position moves on."""
         position = self.position
+        rests = self.rollbacks > 0 and position.batch % REST_EVERY == 0
+        if rests and not self._settled():  # a state to go back to is one that all steps so far have left sound
+            return
         call = self._call(position.epoch, position.batch)
         if self.svi.engine.on and call is not None:
             self._prepare_engine(call)
         self.ranks.take_from_first(self._buffers)
         buffers = [(buffer, buffer.clone()) for buffer in self._buffers]
         verified = self.svi.verified
-        if self.rollbacks and position.batch == 0:
+        if rests:
             self._next_rest = resting(self)
         self._seed_step()
         n = len(self._rows(position.epoch, position.batch))

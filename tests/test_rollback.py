@@ -1,4 +1,4 @@
-"""A run that diverges goes back to the start of its epoch and on with half the learning rate, at most so many times."""
+"""A run that diverges goes back to the start of its epoch, or the last thousandth step, and on with half the learning rate, at most so many times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from test_resume import CASES, Interrupted, left_in, noisy, run, untimed
 
 import pairs
 import ppvae
-from ppvae import checkpoint, policy
+from ppvae import checkpoint, policy, training
 from ppvae.errors import DivergedError, ObjectiveError, ProgramError
 from ppvae.training import Training
 
@@ -61,6 +61,23 @@ def test_updates_are_those_of_the_lower_rate():
     descend(6.0, optimizer=functools.partial(Watching, lr=6.0))
     start = 26 + 60
     assert weights[start : start + 4] == [1.0, pytest.approx(9 + 4.0), pytest.approx(9 - 2.0), pytest.approx(9 + 1.0)]
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_a_long_epoch_is_not_begun_again(compile):
+    """No move for 2,150 steps, then r = 6: back to step 2,000, the last thousandth; from there r = 3, which ends after 60 steps, and 1.5."""
+    taken = []
+
+    class Late(torch.optim.SGD):
+        def step(self, closure=None):
+            taken.append(1)
+            self.param_groups[0]["lr"] = 6.0 if len(taken) > 2150 else 0.0
+            return super().step(closure)
+
+    found = descend(6.0, steps=2500, optimizer=functools.partial(Late, lr=0.0), compile=compile)
+    assert [(one["epoch"], one["step"], one["to"]) for one in found.rollbacks] == [(1, 2176, 2000), (1, 2060, 2000)]
+    assert found.history[-1]["step"] == 2500
+    assert weight(found) == pytest.approx(9.0, abs=1e-6)  # one unit in the last place of 9
 
 
 def test_what_is_printed(capsys):
@@ -252,6 +269,13 @@ def test_what_was_born_since_is_born_again(case, at, diverge_at, tmp_path, monke
     assert_as_if_slower_from(0, [at], case, diverge_at, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("case", ["pyro.optim", "BatchNorm", "validation", "torch scheduler"])
+def test_the_middle_of_an_epoch_is_gone_back_to_as_its_start_is(case, diverge_at, tmp_path, monkeypatch):
+    """Step 8 is the third of the third epoch; the sums of the epoch so far go back too."""
+    monkeypatch.setattr(training, "REST_EVERY", 1)
+    assert_as_if_slower_from(7, [8], case, diverge_at, tmp_path, monkeypatch)
+
+
 def test_generators_go_back_too(diverge_at, tmp_path, monkeypatch):
     assert_as_if_slower_from(6, [7], (noisy, pairs.real(), {"compile": False}), diverge_at, tmp_path, monkeypatch)
 
@@ -268,11 +292,23 @@ def test_the_best_epoch_is_one_that_was_not_taken_back(diverge_at, tmp_path, mon
 @pytest.mark.parametrize("case", ["pyro.module", "validation", *(pytest.param(case, marks=pytest.mark.soak) for case in REPEATED)])
 def test_a_run_killed_beside_a_rollback_goes_on_as_if_undisturbed(case, at, tmp_path, monkeypatch):
     """Killed before, in or after the epoch that is trained twice: what it went back to lies in the checkpoint."""
+    assert_resumed_beside_a_rollback(case, at, 7, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("at", [7, 8, 9])
+def test_a_run_killed_beside_a_rollback_to_the_middle_of_an_epoch(at, tmp_path, monkeypatch):
+    """Back from step 8 to step 7, of which the checkpoint that is killed behind step 8 tells."""
+    monkeypatch.setattr(training, "REST_EVERY", 1)
+    assert_resumed_beside_a_rollback("pyro.module", at, 8, tmp_path, monkeypatch)
+
+
+def assert_resumed_beside_a_rollback(case, at, diverges, tmp_path, monkeypatch):
+    """The run that diverges there and is killed before its step counted ``at + 1``, resumed, is the one that was not killed."""
     make, x, arguments = CASES[case]
     check, take, taken = ppvae.SVI._check_and_clip, ppvae.SVI.take, []
 
     def checking(self, loss, params, divisor):  # diverges again wherever it comes there at the full rate
-        return check(self, float("nan") if self.steps_taken == 7 and self.shortened == 1 else loss, params, divisor)
+        return check(self, float("nan") if self.steps_taken == diverges and self.shortened == 1 else loss, params, divisor)
 
     def breaking(self, *args, **kwargs):
         taken.append(None)
@@ -282,7 +318,7 @@ def test_a_run_killed_beside_a_rollback_goes_on_as_if_undisturbed(case, at, tmp_
 
     monkeypatch.setattr(ppvae.SVI, "_check_and_clip", checking)
     whole = run(make, x, tmp_path / "whole", **arguments)
-    assert [one["step"] for one in whole.rollbacks] == [7]
+    assert [one["step"] for one in whole.rollbacks] == [diverges]
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(ppvae.SVI, "take", breaking)
         run(make, x, tmp_path / "broken", **arguments)
