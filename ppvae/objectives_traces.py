@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppvae.errors import ObjectiveError, check_count
 from ppvae.modules import Program
-from ppvae.programs import in_data_plate, is_deterministic, latent_sites, log_prob, sample_sites
+from ppvae.programs import has_no_inverse, in_data_plate, is_deterministic, latent_sites, log_prob, sample_sites
 
 DRAWN = "_ppvae_drawn"  # of a cut site's infer: the draw as the guide made it
 
@@ -125,7 +125,9 @@ class Objective(ELBO):
     def _density(self, name: str, site: Any) -> Tensor:
         try:
             return log_prob(site)
-        except (NotImplementedError, KeyError) as error:  # torch's and Pyro's words for a transform that cannot be inverted
+        except (NotImplementedError, KeyError) as error:
+            if not has_no_inverse(error):
+                raise
             raise ObjectiveError(
                 f"site '{name}' has no density at a given point, which {type(self).__name__} needs",
                 where=f"a transform of {type(site['fn']).__name__} has no inverse",

@@ -26,6 +26,7 @@ from ppvae.programs import (
     Values,
     check_plates,
     first_trace,
+    has_no_inverse,
     in_data_plate,
     latent_sites,
     log_prob,
@@ -259,7 +260,9 @@ class Pair:
         with noise.seeded(0, purpose, device=self.device), measuring(self.model, self.guide):
             try:
                 densities = self.guide_score(x, rows, values)
-            except NotImplementedError:  # torch's word for a transform without an inverse
+            except (NotImplementedError, KeyError) as error:
+                if not has_no_inverse(error):
+                    raise
                 densities = {}
         if densities.keys() != set(self.latents):
             first = next(iter(values.values()))

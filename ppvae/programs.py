@@ -130,6 +130,11 @@ def check_plates(sites: Mapping[str, Any], n: int) -> None:
             )
 
 
+def has_no_inverse(error: Exception) -> bool:
+    """Whether an error is torch's or Pyro's word for a transform that cannot be inverted, so that a draw alone has a density."""
+    return isinstance(error, NotImplementedError) or (isinstance(error, KeyError) and "intermediates cache" in str(error))
+
+
 def first_trace(side: str, program: Program, rows: Batch, values: Values) -> Trace:
     """Run a program of the user's for the first time: what it raises is told as what it is."""
     try:

@@ -354,6 +354,25 @@ def test_guide_with_an_auxiliary_site_has_no_coverage_but_a_verdict():
         plots.coverage_curve(found)
 
 
+def test_guide_through_a_transform_without_an_inverse_has_no_coverage():
+    model, _, _ = linear_gaussian(num_data=1)
+
+    def pushed(x):  # Pyro says of it that a key is not in a cache
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x[:, :2], 1.0).to_event(1), [dist.transforms.Planar(2)]))
+
+    found = calibration(model, pushed, template=torch.zeros(1, 5), num_data=20, num_draws=3)
+    assert found.coverage.isnan().all() and (found.joint_rank == -1).all()
+
+
+def test_a_slip_of_the_guides_is_not_taken_for_a_density_that_is_not_there(monkeypatch):
+    model, guide, x = linear_gaussian(num_data=6)
+    pair = Pair(model, guide, x)
+    monkeypatch.setattr(pair, "guide_score", lambda *_: {}["scale"])
+    with pytest.raises(KeyError, match="scale"):
+        pair.guide_density(x, slice(0, 6), {}, "test")
+
+
 def test_guide_through_a_transform_of_x_is_ranked_by_its_density():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -17,7 +17,7 @@ from ppvae.data import Data
 from ppvae.errors import ArgumentError, ProgramError, ShapeError
 from ppvae.modules import Program
 from ppvae.pair import Pair
-from ppvae.programs import measuring, prior_of, sample_sites, trace
+from ppvae.programs import has_no_inverse, measuring, prior_of, sample_sites, trace
 from ppvae.support import unwrapped
 
 ROWS = 1024  # rows a call of a program
@@ -145,7 +145,9 @@ class LatentSpace(Observed):
             try:
                 with torch.no_grad():
                     density = _last(posterior.log_prob(_before_plates(values, len(self.shape) - self.event_dim)))
-            except NotImplementedError as error:
+            except (NotImplementedError, KeyError) as error:
+                if not has_no_inverse(error):
+                    raise
                 raise ProgramError(
                     f"the guide cannot tell its density at a given value of '{self.site}', which the mass of its codes needs",
                     where=f"site '{self.site}': {type(posterior).__name__}",
