@@ -218,7 +218,7 @@ def separated_attribute_predictability(
     z, v, told = _read(codes, factors, names)
     unknown = next((name for name in categorical if name not in told), None)
     if unknown is not None:
-        raise ArgumentError(f"categorical names factors, of {', '.join(told)}, got {unknown!r}")
+        raise ArgumentError(f"categorical names factors among {', '.join(told)}, got {unknown!r}")
 
     def table(rows: Array) -> Array:
         found = _squared_correlation(z[rows], v[rows])
@@ -310,8 +310,9 @@ def factor_vae_score(
     source = np.random.RandomState(noise.derived_seed(seed, "votes") % (1 << 32))
     groups = [[np.flatnonzero(column == value) for value in np.unique(column)] for column in _quantile_binned(v).T]
     groups = [[rows for rows in of_factor if len(rows) > 1] for of_factor in groups]
-    if not all(groups):
-        raise DataError("needed two rows that share a value of each factor, and one factor has none", where="factors")
+    alone = [name for name, of_factor in zip(told, groups, strict=True) if not of_factor]
+    if alone:
+        raise DataError(f"needed rows that share a value of each factor, and no two share one of {alone[0]}", where="factors")
     asked = source.randint(v.shape[1], size=num_votes)
     least = np.empty(num_votes, dtype=int)
     for vote, f in enumerate(asked):
@@ -353,7 +354,8 @@ def _read(
         raise DataError(f"needed {v.shape[1]} names of factors, and {len(told)} came", where="names")
     still = [name for name, column in zip(told, v.T, strict=True) if (column == column[0]).all()]
     if still:
-        raise DataError(f"needed factors that vary, and {', '.join(still)} does not", where="factors", mend="leave its column out")
+        do = "does" if len(still) == 1 else "do"
+        raise DataError(f"needed factors that vary, and {', '.join(still)} {do} not", where="factors", mend="leave what is constant out")
     return z, v, told
 
 

@@ -34,7 +34,7 @@ class Exact:
         self, model: Program, x: Data | Batch, method: str, tolerance: float, guide: Program | None, seed: int, closed_form: bool = True
     ) -> None:
         if method not in METHODS:
-            raise ArgumentError(f"method is one of {METHODS}, got {method!r}")
+            raise ArgumentError(f"method is one of {', '.join(METHODS)}, got {method!r}")
         if not tolerance > 0:
             raise ArgumentError(f"tolerance is a positive number of nats, got {tolerance!r}")
         self.model, self.x, self.tolerance, self.seed = model, x, tolerance, seed
@@ -63,7 +63,8 @@ class Exact:
         found = " and ".join(parts)
         if wanted not in ("auto", found):
             raise FamilyError(
-                f"method={wanted!r} does not fit these latents: {dim} continuous dimensions and the discrete sites {self.states.names}",
+                f"method={wanted!r} does not fit these latents",
+                where=f"dimensions of the continuous ones: {dim}; discrete sites: {', '.join(self.states.names) or 'none'}",
                 mend=f"method={found!r}, or 'auto'",
             )
         return found

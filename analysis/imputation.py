@@ -225,10 +225,10 @@ def _site(pair: Pair, x: Batch, named: str | None, seed: int) -> tuple[str, Tens
         sites = sample_sites(trace(pair.model, x, pair.globals))
     masked = [name for name in pair.observed if masks(sites[name])]
     if len(masked) != 1 if named is None else named not in masked:
-        came = f"'{named}'" if named is not None else "none named"
+        came = f"'{named}' came" if named is not None else "none was named"
         raise ProgramError(
-            f"needed one masked observed site to impute, and {came} of {masked or 'none'} came",
-            where=f"observed sites of the model: {pair.observed}",
+            f"needed one masked observed site to impute, and {came}",
+            where=f"observed sites of the model: {pair.observed}, of which masked: {masked or 'none'}",
             mend="name it: site='...'" if masked else "mask its entries: models.missing.masked(distribution, x['observed'])",
         )
     name = named or masked[0]

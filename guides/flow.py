@@ -45,7 +45,7 @@ class Couplings(nn.Module):
         if latent_dim < 2:
             raise FamilyError(f"a coupling moves some coordinates given the others and needs 2 at least, got latent_dim={latent_dim}")
         if not hidden:
-            raise FamilyError("the network of a coupling has a hidden layer, got hidden=()", mend="hidden=(50,)")
+            raise FamilyError("the network of a coupling needs a hidden layer, got hidden=()", mend="hidden=(50,)")
         self.latent_dim = latent_dim
         self.context_dim = context_dim
         self.num_parameters = 2 * latent_dim + context_dim

@@ -81,7 +81,7 @@ class CouplingFlow(nn.Module):
                 mend="priors.Flow(1, [pyro.distributions.transforms.Spline(1)])",
             )
         if not hidden:
-            raise FamilyError("the network of a coupling has a hidden layer, got hidden=()", mend="hidden=(50,)")
+            raise FamilyError("the network of a coupling needs a hidden layer, got hidden=()", mend="hidden=(50,)")
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.kept = latent_dim // 2
         moved = latent_dim - self.kept

@@ -139,7 +139,7 @@ def to_json(value: Any, known: Mapping[int, Place] | None = None) -> Any:
     arguments = _arguments(value)
     if arguments is not None:
         return {"make": _name(type(value)), "with": {name: to_json(argument, known) for name, argument in arguments.items()}}
-    raise RunError(f"a {type(value).__name__} cannot be made again from a record")
+    raise RunError(f"a value of type {type(value).__name__} cannot be made again from a record")
 
 
 def from_json(record: Any, made: Callable[[Any], Any] | None = None) -> Any:

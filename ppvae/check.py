@@ -117,7 +117,7 @@ def _numbers(model: Program, guide: Program, x: Batch) -> list[Finding]:
         return [*found, Finding.of(error)]
     except Exception as error:  # the user's networks may refuse two rows, which measurement looks at first
         mend = "make both programs run on a batch of 2 data"
-        return [*found, raised_finding("error", "measuring the pair raised", error, "the pair", mend)]
+        return [*found, raised_finding("error", "measuring the pair", error, "the pair", mend)]
     if Report.of(found).ok:
         found.append(particle_finding(pair))
     return found + gradient_findings(model, for_rows(guide, rows), take(x, rows))

@@ -179,7 +179,7 @@ def gradient_findings(model: Program, guide: Program, x: Batch) -> list[Finding]
                 loss = Trace_ELBO().differentiable_loss(model, guide, x)
         except Exception as error:  # the objective meets what the programs' own runs did not
             mend = "train by an objective that takes the pair, and look at the gradients there"
-            return [raised_finding("warning", "Trace_ELBO raised", error, "the pair", mend)]
+            return [raised_finding("warning", "Trace_ELBO", error, "the pair", mend)]
         held = _parameters(model, guide, statements.found)
         asking = {name: tensor for name, tensor in held.items() if tensor.requires_grad}
         gradients: Sequence[Tensor | None] = (None,) * len(asking)

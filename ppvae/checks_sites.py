@@ -153,7 +153,7 @@ def failure_finding(run: Attempt) -> Finding | None:
         if finding is not None:
             return finding
     mend = f"make {run.side}(x) run on a batch of {run.n} data, x as {run.side}'s only argument"
-    return raised_finding("error", f"the {run.side} raised", run.error, f"the {run.side}", mend)
+    return raised_finding("error", f"the {run.side}", run.error, f"the {run.side}", mend)
 
 
 def raised_finding(severity: Severity, what: str, raised: Exception, where: str, mend: str) -> Finding:
@@ -161,11 +161,11 @@ def raised_finding(severity: Severity, what: str, raised: Exception, where: str,
     place = place_of(*innermost_user(iter(traceback_of(raised)))) or where
     error = _as_raised(raised)
     if isinstance(error, PpvaeError):
-        return Finding(severity, f"{what} {type(error).__name__}: {error.problem}", place, "; or ".join(error.mend))
+        return Finding(severity, f"{what} raised {type(error).__name__}: {error.problem}", place, "; or ".join(error.mend))
     line = (str(error).splitlines() or [""])[0].strip()
     if any(words in line for words in OTHER_DTYPE):
         mend = "give data of the programs' dtype: x.float(), x.astype(np.float32); or the programs that of the data: model.double()"
-    return Finding(severity, f"{what} {type(error).__name__}: {line}", place, mend)
+    return Finding(severity, f"{what} raised {type(error).__name__}: {line}", place, mend)
 
 
 def _as_raised(error: BaseException) -> BaseException:

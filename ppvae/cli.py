@@ -21,7 +21,7 @@ from typing import Any
 import tyro
 
 from ppvae import config_file
-from ppvae.errors import PpvaeError, RelaxedMeasureWarning, UnreliableWarning, UsageError
+from ppvae.errors import PpvaeError, RelaxedMeasureWarning, UnreliableWarning, UsageError, in_a_line
 from ppvae.options import COMMANDS, check, chosen
 from ppvae.output import as_json, dumps, say
 
@@ -73,10 +73,10 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return _failed(PpvaeError(f"{type(error).__name__}: {error}"), INPUT_OUTPUT, debug, json)
     except Exception as error:  # the user's program may raise anything
-        from ppvae.memory import REMEDIES, first_line, is_out_of_memory  # torch is there by now, or fails with a word of its own
+        from ppvae.memory import REMEDIES, is_out_of_memory  # torch is there by now, or fails with a word of its own
 
         if is_out_of_memory(error):
-            return _failed(PpvaeError("memory ran out", where=first_line(error), mend=REMEDIES), BUG, debug, json)
+            return _failed(PpvaeError("memory ran out", where=in_a_line(error), mend=REMEDIES), BUG, debug, json)
         remedy = "" if debug else "this is a bug in ppvae or in your program: run again with --debug"
         return _failed(PpvaeError(f"{type(error).__name__}: {' '.join(str(error).split())[:600]}", mend=remedy), BUG, debug, json)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class PpvaeError(ValueError):
     """Root of every error that ppvae raises on purpose.
@@ -94,6 +96,12 @@ def check_count(name: str, value: object, least: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ArgumentError(f"{name} is a whole number of at least {least}, got {value!r}")
+
+
+def in_a_line(error: BaseException) -> str:
+    """What another library's error says, at most 200 characters of its first line, without the line of C++ that raised it."""
+    first = (str(error).splitlines() or [""])[0]
+    return re.sub(r"^\[[^\]]*\.\w+:\d+\][ .]*", "", first).rstrip(":")[:200] or type(error).__name__
 
 
 class RelaxedMeasureWarning(UserWarning):

@@ -378,13 +378,20 @@ def _refuse_folder(folder: Path, resume: bool, config: Mapping[str, Any]) -> Non
         raise RunError(f"{folder} already holds a run", mend=["resume=True goes on from its newest checkpoint", "choose another folder"])
     before = LATER | read_description(folder, CONFIG)
     config = json.loads(json.dumps(config))  # a tuple is a list there
-    unequal = [f"{k}: the run has {before.get(k)!r}, here {v!r}" for k, v in config.items() if k not in MAY_CHANGE and before.get(k) != v]
+    unequal = [told for name, value in config.items() if name not in MAY_CHANGE for told in _unequal(name, before.get(name), value)]
     if unequal:
         raise RunError(
             f"the run in {folder} was started with other arguments, and going on would be a third run",
             where="; ".join(unequal[:4]),
             mend="resume with the arguments of the start (epochs may grow), or train into another folder",
         )
+
+
+def _unequal(name: str, before: Any, now: Any) -> list[str]:
+    """An argument that is another now, in words; of tables only the fields that are."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [told for field in before | now for told in _unequal(f"{name}.{field}", before.get(field), now.get(field))]
+    return [] if before == now else [f"{name}: the run has {before!r}, here {now!r}"]
 
 
 def _unused(optimizer: PyroOptim) -> PyroOptim:

@@ -60,5 +60,6 @@ def refuse_held(folder: Path) -> None:
 
 def _held(folder: Path) -> LockedError:
     holder = folder / HOLDER
-    name = holder.read_text(errors="replace")[:200] if holder.is_file() else "another process"
-    return LockedError(f"{folder} is held by {name}", mend="wait for it, or train into another folder")
+    name = holder.read_text(errors="replace")[:200] if holder.is_file() else ""
+    by = name if name and name.isprintable() else "another process"
+    return LockedError(f"{folder} is held by {by}", mend="wait for it, or train into another folder")

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 
 from ppvae import noise
-from ppvae.errors import PpvaeError, UnreliableWarning
+from ppvae.errors import PpvaeError, UnreliableWarning, in_a_line
 
 Result = TypeVar("Result")
 # What torch's CPU allocator says, on Linux and elsewhere, in a plain RuntimeError.
@@ -29,11 +29,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
-
-
-def first_line(error: BaseException) -> str:
-    """What an allocator said, without its stack."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 class Cut:
@@ -139,7 +134,7 @@ def _tried(work: Callable[[slice], Result], part: slice, found: list[Result]) ->
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        said = first_line(error)
+        said = in_a_line(error)
     else:
         return None
     if torch.cuda.is_initialized():

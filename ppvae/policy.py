@@ -31,7 +31,7 @@ def compiling(choice: str | bool) -> Iterator[None]:
         ArgumentError: No such choice.
     """
     if choice not in (True, False, "auto"):
-        raise ArgumentError(f"compiling is True, False or 'auto', got {choice!r}")
+        raise ArgumentError(f"choice is True, False or 'auto', got {choice!r}")
     token = _chosen.set(choice)
     try:
         yield

@@ -17,7 +17,6 @@ import functools
 import itertools
 import os
 import pickle
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree
 
-from ppvae.errors import ProgramError, RunError
+from ppvae.errors import ProgramError, RunError, in_a_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -204,7 +203,7 @@ class Ranks:
         except RuntimeError as error:  # torch's errors of communication are of this kind, and nothing else runs in here
             raise LostRankError(
                 f"process {self.rank} of {self.size} has lost another process of this job, which ended or cannot be reached",
-                where=_without_its_source(str(error)),
+                where=in_a_line(error).split(". ")[0],
                 mend="look for what the other process said last; a run goes on from its newest checkpoint with --resume (resume=True)",
             ) from error
 
@@ -325,11 +324,6 @@ def _opened(outcome: _Done | _Failed) -> Any:
     if isinstance(outcome, _Failed):
         raise outcome.error
     return outcome.value
-
-
-def _without_its_source(said: str) -> str:
-    """What torch.distributed says went wrong: its first sentence, without the line of C++ that said it."""
-    return re.sub(r"^\[[^\]]*\.\w+:\d+\] ", "", said.splitlines()[0]).split(". ")[0][:200]
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ppvae import build, checkpoint, factory, noise
 from ppvae.batches import Batch, each, take, tensors
-from ppvae.errors import ArgumentError, PpvaeError, RunError, UnreliableWarning
+from ppvae.errors import ArgumentError, PpvaeError, RunError, UnreliableWarning, in_a_line
 from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program, eval_mode, modules_of
 from ppvae.programs import latent_sites, sample_sites, trace
@@ -346,8 +346,7 @@ def _make(programs: Mapping[str, Any], template: Batch, folder: Path) -> tuple[P
         except PpvaeError:  # it says more
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError, AssertionError) as error:
-            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise RunError(f"{folder / PROGRAM} names parts that cannot be made: {said}") from error
+            raise RunError(f"{folder / PROGRAM} names parts that cannot be made: {in_a_line(error)}") from error
     if programs["how"] == "file":
         _expected(programs, {"file": str, "sha256": str, "name": str}, folder / PROGRAM)
         path = Path(programs["file"])

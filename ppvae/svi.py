@@ -157,7 +157,7 @@ class SVI(pyro.infer.SVI):
         if self.engine.read_every == 1:
             loss, self.gradient_norm = found.loss.item(), found.norm.item()
             if not (abs(loss) < float("inf") and self.gradient_norm < float("inf")):
-                self._diverged(loss)
+                self._diverged((loss,))
         self._update(found)
         self.steps_taken += 1
         return loss
@@ -352,13 +352,13 @@ class SVI(pyro.infer.SVI):
         values = loss if isinstance(loss, tuple) else (loss,)
         if not (all(abs(value) < float("inf") for value in values) and self.gradient_norm < float("inf")):
             zero_grads(params)
-            self._diverged(loss)
+            self._diverged(values)
         if self.clip_norm is not None and gradients:
             torch.nn.utils.clip_grads_with_norm_(params, self.clip_norm, norm)
 
-    def _diverged(self, loss: Any) -> NoReturn:
+    def _diverged(self, losses: tuple[float, ...]) -> NoReturn:
         raise DivergedError(
-            f"the loss is {loss} and the norm of its gradient {self.gradient_norm}",
+            f"the loss is {' and '.join(f'{value:.6g}' for value in losses)} and the norm of its gradient {self.gradient_norm:.6g}",
             where=f"step {self.steps_taken}, before the update: no parameter was touched",
             mend=["lower the learning rate", "clip the gradient: clip_norm=10", "keep scales away from 0"],
         )

@@ -73,7 +73,7 @@ class SharedSVI(SVI):
         loss, found = heads[:, 4].sum().item(), self._summed(own)
         self.gradient_norm = found.norm.item()
         if not (abs(loss) < float("inf") and self.gradient_norm < float("inf")):
-            self._diverged(loss)
+            self._diverged((loss,))
         if self.clip_norm is not None and found.gradients:
             torch._foreach_mul_(found.gradients, (self.clip_norm / (found.norm + 1e-6)).clamp(max=1.0))
         self._update(found)

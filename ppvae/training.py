@@ -26,11 +26,11 @@ from ppvae.data.kept import KeptBatches
 from ppvae.data.presented import Presented
 from ppvae.diagnose import ALL_FINITE, NO_DATUM, diagnose
 from ppvae.engine import Call
-from ppvae.errors import DivergedError, PpvaeError, ProgramError, ShapeError
+from ppvae.errors import DivergedError, PpvaeError, ProgramError, ShapeError, in_a_line
 from ppvae.evaluation import Evaluation, evaluate_pieces
 from ppvae.interruption import STOPPED, Interruption, LeftUndone
 from ppvae.leaves import leaves_of_pair
-from ppvae.memory import REMEDIES, OutOfMemoryError, first_line, is_out_of_memory
+from ppvae.memory import REMEDIES, OutOfMemoryError, is_out_of_memory
 from ppvae.modules import Program, eval_mode, freeze, modules_of
 from ppvae.objectives import Weight, weight_at
 from ppvae.optimizer import OneOptimizer
@@ -297,7 +297,7 @@ class Training:
         own = len(self._own_rows(self.position.epoch, self.position.batch))
         raise OutOfMemoryError(
             f"a training step on {own} data does not fit into memory",
-            where=f"step {self.svi.steps_taken + 1:,}, epoch {self.position.epoch + 1}: {first_line(error)}",
+            where=f"step {self.svi.steps_taken + 1:,}, epoch {self.position.epoch + 1}: {in_a_line(error)}",
             mend=[f"a smaller batch than {n} (--batch-size, batch_size=), in a new run", *REMEDIES],
         ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 from forks import Forks
 
+import raised
 from ppvae.noise import derived_seed
 from quick import quick_run
 
@@ -60,6 +62,13 @@ def fresh(request):
     del sys.tracebacklimit
     torch.set_default_dtype(dtype)
     pyro.clear_param_store()
+
+
+@pytest.fixture(autouse=True)
+def whole_texts(request):
+    """An error that a test catches has the text that raised.txt has, whatever part of it the test itself looks at."""
+    with contextlib.nullcontext() if raised.varies(request.node) else raised.held():
+        yield
 
 
 @pytest.fixture(scope="module")

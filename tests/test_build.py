@@ -88,14 +88,23 @@ class Subclass(models.Bernoulli):
 
 
 FOREIGN = {
-    "a module of the user's": (lambda: models.Bernoulli(Own(), 2), "a Own cannot be made again from a record"),
-    "a layer of torch": (lambda: models.Bernoulli(nn.Linear(2, 6), 2), "a Linear cannot be made again from a record"),
-    "a lambda": (lambda: models.LatentVariable(models.priors.StandardNormal(2), MLP(2, [], 6), likelihood), "a function cannot be made"),
-    "a distribution": (lambda: models.Bernoulli(MLP(2, [], 6), 2, dist.Normal(0.0, 1.0).expand([2]).to_event(1)), "a Independent cannot"),
-    "a subclass": (lambda: Subclass(MLP(2, [], 6), 2), "a Subclass cannot be made again from a record"),
-    "a class of the user's": (lambda: MLP(2, [3], 6, activation=type("Own", (nn.ReLU,), {})), "a type cannot be made again from a record"),
-    "a large tensor": (lambda: torch.zeros(4097), "a Tensor cannot be made again from a record"),
-    "a dict": (dict, "a dict cannot be made again from a record"),
+    "a module of the user's": (lambda: models.Bernoulli(Own(), 2), "a value of type Own cannot be made again from a record"),
+    "a layer of torch": (lambda: models.Bernoulli(nn.Linear(2, 6), 2), "a value of type Linear cannot be made again from a record"),
+    "a lambda": (
+        lambda: models.LatentVariable(models.priors.StandardNormal(2), MLP(2, [], 6), likelihood),
+        "a value of type function cannot",
+    ),
+    "a distribution": (
+        lambda: models.Bernoulli(MLP(2, [], 6), 2, dist.Normal(0.0, 1.0).expand([2]).to_event(1)),
+        "a value of type Independent cannot",
+    ),
+    "a subclass": (lambda: Subclass(MLP(2, [], 6), 2), "a value of type Subclass cannot be made again from a record"),
+    "a class of the user's": (
+        lambda: MLP(2, [3], 6, activation=type("Own", (nn.ReLU,), {})),
+        "a value of type type cannot be made again from a record",
+    ),
+    "a large tensor": (lambda: torch.zeros(4097), "a value of type Tensor cannot be made again from a record"),
+    "a dict": (dict, "a value of type dict cannot be made again from a record"),
 }
 
 

@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
+import raised
 from ppvae import guides, models
 from ppvae.check import Finding, Report, check
 from ppvae.data import Data
@@ -25,6 +26,19 @@ PARTICLES = Finding("note", "particles are a plate of their own")
 REPEATED = Finding("note", "particles are repeated batches, because the networks refuse leading dimensions")
 ALONE = "let each row of the network's output depend on the same row of x and z alone: no mean over the batch, no row number"
 CHOSEN = "the batch is chosen outside"
+
+
+@pytest.fixture(autouse=True)
+def whole_findings(monkeypatch):
+    """Each finding has a text of raised.txt."""
+    report_of = Report.of
+
+    def compared(findings):
+        for finding in findings:
+            raised.compare(finding, "ppvae/check.py")
+        return report_of(findings)
+
+    monkeypatch.setattr(Report, "of", compared)
 
 
 @pytest.fixture

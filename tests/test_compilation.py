@@ -295,7 +295,7 @@ def test_policy():
         with compiling(False):
             assert not worth(10, 5)
         assert worth(0, 5)
-    with pytest.raises(ArgumentError, match="compiling is True, False or 'auto', got 'always'"), compiling("always"):
+    with pytest.raises(ArgumentError, match="choice is True, False or 'auto', got 'always'"), compiling("always"):
         pass
 
 

@@ -181,7 +181,7 @@ def test_an_unknown_posterior_is_refined_from_where_the_flow_stands():
     ("make", "error", "message"),
     [
         (lambda: Couplings(1, 2), FamilyError, "needs 2 at least, got latent_dim=1"),
-        (lambda: Couplings(2, 2, hidden=()), FamilyError, "has a hidden layer, got hidden=()"),
+        (lambda: Couplings(2, 2, hidden=()), FamilyError, "needs a hidden layer, got hidden=()"),
         (lambda: Couplings(2, 2, num_flows=0), ArgumentError, "num_flows"),
         (lambda: Flow(nn.MLP(6, [], 8), 4, 3)(binary()), FamilyError, "needs 11 numbers per datum, got 8"),
     ],

@@ -223,7 +223,7 @@ def test_codes_can_be_the_ends():
     [
         ([(0, 240)], {}, r"rows lie in 0\.\.239, got \[\[0, 240\]\]"),
         ([(0, 1, 2)], {}, r"ends are pairs of rows \(P, 2\) or codes \(P, 2, 2\), got \(1, 3\)"),
-        ([(0, 1)], {"kinds": ["curved"]}, r"kinds are among .*, got \['curved'\]"),
+        ([(0, 1)], {"kinds": ["curved"]}, r"kinds are among .*, got 'curved'"),
     ],
     ids=["row", "shape", "kind"],
 )

@@ -210,7 +210,7 @@ def test_a_training_step_without_memory_leaves_what_was_reached_and_the_run_goes
         patch.setattr(ppvae.SVI, "take", fails)
         run(make, x, tmp_path / "broken", compile=False)
     assert raised.value.problem == "a training step on 7 data does not fit into memory"
-    assert raised.value.where.startswith(f"step {at + 1}, epoch {1 + at // 3}: [enforce fail at alloc_cpu.cpp:124]")
+    assert raised.value.where.startswith(f"step {at + 1}, epoch {1 + at // 3}: DefaultCPUAllocator: can't allocate memory")
     assert raised.value.mend[0] == "a smaller batch than 7 (--batch-size, batch_size=), in a new run"
     resumed = run(make, x, tmp_path / "broken", compile=False, resume=True)
     assert left_in(tmp_path / "broken") == left_in(tmp_path / "whole")
@@ -225,7 +225,7 @@ def test_a_command_says_that_memory_ran_out(monkeypatch, capsys):
     assert main(["models"]) == 70
     assert capsys.readouterr().err.splitlines()[-4:] == [
         "error: memory ran out",
-        "  where: [enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
+        "  where: DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
         "  mend:  end other programs on this machine, or take one with more memory",
         "     or: a smaller network",
     ]
@@ -239,10 +239,9 @@ def test_memory_for_less_than_one_datum_and_particle_ends_in_an_error_that_says_
     with pytest.raises(OutOfMemoryError) as raised:
         next(stream(pair, x, num_particles=3, seed=0))
     assert raised.value.problem == "the density of one datum and one particle does not fit into memory"
-    assert raised.value.where.startswith(
-        "measuring with 3 particles: [enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate"
+    assert raised.value.where == (  # without the line of C++ that said it
+        "measuring with 3 particles: DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
     )
-    assert "\n" not in raised.value.where
 
 
 def test_memory_for_less_than_a_blocks_draws_ends_in_an_error_that_says_so():

@@ -132,7 +132,7 @@ def test_sprites_bring_their_factors_and_names():
     ("codes", "factors", "told"),
     [
         (GRID, GRID[:-1], "shape"),
-        (GRID, np.ones_like(GRID), "0, 1, 2 does not"),
+        (GRID, np.ones_like(GRID), "0, 1, 2 do not"),
         (GRID * math.nan, GRID, "finite"),
         (GRID, data.Data.of(GRID), "whose factors are known"),
     ],

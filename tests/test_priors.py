@@ -247,7 +247,7 @@ def test_a_mask_and_a_covariate_go_together():
         (lambda: priors.VampPrior(guide_of(2), torch.zeros(0, D)), ShapeError, "pseudo-inputs are"),
         (lambda: priors.Flow(2, []), FamilyError, "a flow needs a transform at least"),
         (lambda: priors.CouplingFlow(1), FamilyError, "needs 2 at least, got latent_dim=1"),
-        (lambda: priors.CouplingFlow(2, hidden=()), FamilyError, "has a hidden layer"),
+        (lambda: priors.CouplingFlow(2, hidden=()), FamilyError, "needs a hidden layer"),
     ],
     ids=["guide", "pseudo-inputs", "transforms", "dimension", "hidden"],
 )

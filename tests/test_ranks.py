@@ -30,10 +30,11 @@ from torch import nn
 
 import pairs
 import ppvae
+import raised
 from ppvae import analysis, checkpoint, noise
 from ppvae.data import Data
 from ppvae.engine import Engine
-from ppvae.errors import DataError, DivergedError, ProgramError, UnreliableWarning
+from ppvae.errors import DataError, DivergedError, PpvaeError, ProgramError, UnreliableWarning
 from ppvae.objectives import Scales
 from ppvae.ranks import ALONE, LostRankError, Ranks, shared, sharing, started
 from ppvae.state import named_tensors
@@ -62,7 +63,7 @@ def _process(function, rank, size, port, arguments, connection):
 
 
 def in_processes(function, *arguments, size=2):
-    """What a function gives, or raises, in each of so many processes; None where one was killed."""
+    """What a function gives, or raises (whose text raised.txt has), in each of so many processes; None where one was killed."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -80,6 +81,9 @@ def in_processes(function, *arguments, size=2):
         except EOFError:
             outcomes.append(None)
         process.join()
+    for outcome in outcomes:
+        if isinstance(outcome, PpvaeError):
+            raised.compare(outcome, "in several processes")
     return outcomes
 
 

@@ -209,7 +209,7 @@ def test_programs_built_in_python_must_be_handed_in(tmp_path):
         ppvae.load(tmp_path / "run")
     shapes = "model.decoder.weight (3, 2), model.decoder.bias (3,), guide.encoder.weight (4, 3), guide.encoder.bias (4,)"
     assert str(raised.value) == (
-        f"the programs of {tmp_path / 'run'} were built in Python (a function cannot be made again from a record), so hand them in\n"
+        f"the programs of {tmp_path / 'run'} were built in Python (a value of type function cannot be made again from a record), so hand them in\n"
         f"  where: the folder holds {shapes}\n"
         f"  mend:  ppvae.load({str(tmp_path / 'run')!r}, model, guide)"
     )
@@ -411,7 +411,7 @@ def test_rows_of_the_history_end_where_it_is_broken(content, tmp_path):
 
 
 def test_a_holder_of_nonsense_is_no_error(tmp_path):
-    with locked(tmp_path), pytest.raises(LockedError, match="is held by"):
+    with locked(tmp_path), pytest.raises(LockedError, match="is held by another process\n"):
         (tmp_path / ".lock-holder").write_bytes(b"\xff\x00" * 1000)
         with locked(tmp_path):
             pass

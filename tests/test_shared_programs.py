@@ -306,7 +306,7 @@ def test_every_transform_that_a_record_may_name_is_tried():
 def test_a_flow_of_other_transforms_is_handed_in(transform):
     assert record(with_prior(priors.Flow(3, [transform])), guide_of(3)) == {
         "how": "python",
-        "why": f"a {type(transform).__name__} cannot be made again from a record",
+        "why": f"a value of type {type(transform).__name__} cannot be made again from a record",
     }
 
 

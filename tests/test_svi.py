@@ -186,7 +186,7 @@ def test_divergence_tells_loss_and_norm():
     with pytest.raises(DivergedError) as raised:
         svi.step(torch.zeros(1))
     assert str(raised.value) == (
-        "the loss is -8.0 and the norm of its gradient nan\n"
+        "the loss is -8 and the norm of its gradient nan\n"
         "  where: step 2, before the update: no parameter was touched\n"
         "  mend:  lower the learning rate\n"
         "     or: clip the gradient: clip_norm=10\n"

@@ -115,7 +115,7 @@ def interpolate(
     check_count("num_codes", num_codes)
     wrong = [kind for kind in kinds if kind not in KINDS]
     if wrong or not kinds:
-        raise ArgumentError(f"kinds are among {list(KINDS)}, got {list(kinds)}")
+        raise ArgumentError(f"kinds are among {', '.join(KINDS)}, got {', '.join(map(repr, kinds)) or 'none'}")
     space = LatentSpace(model, guide, x, site=site, observed=observed, seed=seed)
     rows, pairs = _ends(ends, space)
     mixture = subset(space.num_data, num_codes, seed, "codes of the mass")
@@ -325,5 +325,5 @@ def continuity(
 
 def _known(kind: str) -> str:
     if kind not in KINDS:
-        raise ArgumentError(f"kinds are among {list(KINDS)}, got {kind!r}")
+        raise ArgumentError(f"kind is one of {', '.join(KINDS)}, got {kind!r}")
     return kind

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ppvae.errors import DataError
+from ppvae.errors import DataError, in_a_line
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 2_000_000
@@ -45,7 +45,7 @@ def members(path: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error, NotImplementedError, RuntimeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = in_a_line(error)
         raise DataError(f"needed a whole archive, and it does not unpack ({said})", where=str(path), mend="fetch it again") from error
 
 

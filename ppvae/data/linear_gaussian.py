@@ -52,7 +52,7 @@ def known_linear_gaussian(
     from ppvae.models import LinearGaussian
 
     if not 0 < len(variances) < data_dim or min(variances) <= scale**2:
-        raise ArgumentError(f"needed less than {data_dim} variances, the dimensions, each above scale^2 = {scale**2:g}, got {variances}")
+        raise ArgumentError(f"needed 1 to {data_dim - 1} variances, each above scale^2 = {scale**2:g}, got {variances}")
     row = (np.arange(data_dim) + 0.5) * np.pi / data_dim
     cosines = np.sqrt(2 / data_dim) * np.cos(row[:, None] * np.arange(1, len(variances) + 1))
     with noise.forked():  # the parameters that a model starts with are drawn

@@ -53,7 +53,11 @@ def drawings(directory: str | os.PathLike[str] | None, *, download: bool, size: 
             raise MissingFileError(
                 f"needed the files of omniglot ({', '.join(REMOTES)}), and {name} is not there",
                 where="looked in " + ", ".join(map(str, folders("omniglot", directory))),
-                mend=[f"get them from {HOST}", f'the 28 x 28 images of the IWAE paper: load("chardata.mat"), from {CHARDATA}', VARIABLE],
+                mend=[
+                    f"get them from {HOST}",
+                    f'put them in a folder and name it: directory="...", or the variable {VARIABLE}',
+                    f'the 28 x 28 images of the IWAE paper: load("chardata.mat"), from {CHARDATA}',
+                ],
             )
         images, labels, _ = read_pictures(path, SIDE if size is None else size, grey=True)
         parts.append((255 - images, np.zeros(len(images), dtype=np.int64) if labels is None else labels))

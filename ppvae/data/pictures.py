@@ -75,7 +75,8 @@ def picture(content: bytes, where: str) -> Any:
     except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError, image_module.DecompressionBombWarning) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"needed a picture, and it cannot be read ({error})", where=where, mend="mend the file, or leave it out") from error
+        said = "it has no form that Pillow knows" if isinstance(error, image_module.UnidentifiedImageError) else error
+        raise DataError(f"needed a picture, and it cannot be read ({said})", where=where, mend="mend the file, or leave it out") from error
     if mode in SIXTEEN_BITS:
         raise DataError(
             f"needed 8 bits a channel, and a picture of mode {mode} came",
