@@ -152,7 +152,11 @@ class _Reservoir:
         bad = torch.isnan(log_weights) | (log_weights == torch.inf)
         if bool(bad.any()):
             datum = self.rows.start + int(bad.any(0).nonzero()[0])
-            raise DivergedError("a log weight is not a number or +inf", where=f"datum {datum}, {int(bad.sum())} of {bad.numel()} particles")
+            raise DivergedError(
+                "a log weight is not a number or +inf",
+                where=f"datum {datum}, {int(bad.sum())} of {bad.numel()} particles",
+                mend="look at the distributions' parameters there: a scale that underflowed to 0, a logit that overflowed",
+            )
         self.sums.add(log_weights)
         here = torch.logsumexp(log_weights, 0)
         self.total = torch.logaddexp(self.total, here)

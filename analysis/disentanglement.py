@@ -312,7 +312,11 @@ def factor_vae_score(
     groups = [[rows for rows in of_factor if len(rows) > 1] for of_factor in groups]
     alone = [name for name, of_factor in zip(told, groups, strict=True) if not of_factor]
     if alone:
-        raise DataError(f"needed rows that share a value of each factor, and no two share one of {alone[0]}", where="factors")
+        raise DataError(
+            f"needed rows that share a value of each factor, and no two share one of '{alone[0]}'",
+            where="factors",
+            mend="round the factor, or leave it out",
+        )
     asked = source.randint(v.shape[1], size=num_votes)
     least = np.empty(num_votes, dtype=int)
     for vote, f in enumerate(asked):

@@ -21,11 +21,11 @@ def tensors(x: Batch) -> dict[str, Tensor]:
         parts = {f"x[{i}]": part for i, part in enumerate(x)}
     elif isinstance(x, dict):
         parts = {f"x[{key!r}]": part for key, part in x.items()}
-    wrong = next((f"{name} is {type(part).__name__}" for name, part in parts.items() if not isinstance(part, Tensor)), None)
+    wrong = next((f"{name} is of type {type(part).__name__}" for name, part in parts.items() if not isinstance(part, Tensor)), None)
     if wrong is None and parts:
         return parts
     raise ShapeError(
-        f"a batch is a tensor, or a tuple or dict of tensors; got {wrong or 'nothing'}",
+        f"a batch is a tensor, or a tuple or dict of tensors, and {wrong or 'nothing came'}",
         mend="torch.as_tensor(x), or ppvae.data.Data.of(x)",
     )
 

@@ -195,7 +195,7 @@ def name_findings(model: Attempt, guide: Attempt) -> list[Finding]:
     for name in missing:
         near = difflib.get_close_matches(name, [other for other in drawn if other not in model.sites], 1)
         mend = f"did you mean '{name}' where the guide says '{near[0]}'?" if near else f"add pyro.sample('{name}', ...) to the guide"
-        where = f"the guide draws {drawn}; the model draws {latents}"
+        where = f"the guide draws {drawn or 'nothing'}; the model draws {latents}"
         found.append(Finding("error", f"the guide misses the latent site '{name}' of the model", where, mend))
     for name in extra:
         if difflib.get_close_matches(name, missing, 1):

@@ -101,7 +101,10 @@ class FreeBits(Rated):
             return found
         numbers = self.numbers[name]
         if len(numbers) != len(found):
-            raise ObjectiveError(f"site '{name}' has {len(found)} dimensions, and groups has {len(numbers)} numbers for it")
+            raise ObjectiveError(
+                f"site '{name}' has {len(found)} dimensions, and groups has {len(numbers)} numbers for it",
+                mend=f"a number for each: groups={{'{name}': {list(range(len(found)))}}}",
+            )
         index = torch.tensor([sorted(set(numbers)).index(number) for number in numbers], device=found.device)
         return found.new_zeros(len(set(numbers))).index_add(0, index, found)
 

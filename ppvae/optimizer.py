@@ -12,7 +12,7 @@ from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ppvae.errors import ObjectiveError
+from ppvae.errors import ObjectiveError, in_a_line
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 # Of these torch has one kernel for all parameters; called at once it costs a half of what the optimizer's own Python does around it.
@@ -61,7 +61,8 @@ class OneOptimizer(PyroOptim):
         try:
             return self.factory(params)
         except (ValueError, TypeError) as error:
-            raise ObjectiveError(f"the optimizer cannot be built over the parameters: {error}") from error
+            example = "functools.partial(torch.optim.Adam, lr=1e-3)"
+            raise ObjectiveError(f"the optimizer cannot be built over the parameters: {in_a_line(error)}", mend=example) from error
 
     def update(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Update ``leaves`` by ``gradients``, in one fused call a group where torch has a kernel for it (Adam, AdamW)."""

@@ -35,13 +35,16 @@ HEAD = """Every error of ppvae that a test catches, by module: its class, and it
 
 # What is another on another machine, in another process or by another version, and what stands for it here.
 VARIES = (
-    (r"(/[\w.-]+)*/pytest-of-[\w.-]+/pytest-\d+(/popen-gw\d+)?/\w+", "HERE"),  # tmp_path
+    (r"(/[\w.-]+)*/pytest-of-[\w.-]+/pytest-\d+(/popen-gw\d+)?/[\w-]+", "HERE"),  # tmp_path
     (r"(/[\w.-]+)*/tmp[a-z0-9_]{8}\b", "HERE"),  # tempfile.mkdtemp
     (r"(/[\w.-]+)*/tests/(\w+\.py):\d+", r"tests/\2:LINE"),
     (r"\bprocess \d+ on .+", "process PID on HOST"),
+    (r"(80 04 95) [0-9a-f]{2}", r"\1 .."),  # a pickle's, and the length of what it names
     (r"\w+ \w+[\w ]* \[127\.0\.0\.1\]:\d+(: [\w ]+)?", "what gloo says"),  # whoever notices first
     (r"\b127\.0\.0\.1:\d+", "127.0.0.1:PORT"),
     (r"\b[\d,]+ bytes free\b", "FREE bytes free"),
+    (r"(\d\.\d{3})\d+", r"\1..."),  # measured, and rounded otherwise by another processor
+    (r"(moved by) \S+ nats", r"\1 ... nats"),
     (r"\b[0-9a-f]{64}\b|\b[0-9a-f]{12}(?=\.\.\.)", "SHA256"),  # of data that another processor may round otherwise
     # Other libraries' words for what is wrong with a file, or with the arguments of a class
     (r"(does not unpack|cannot be read|cannot be read as such) \(.+\)", r"\1 (...)"),

@@ -497,7 +497,7 @@ def test_forgotten_site_of_the_guide(x):
     assert only(check(a_model(), lambda x: None, x)) == Finding(
         "error",
         "the guide misses the latent site 'z' of the model",
-        "the guide draws []; the model draws ['z']",
+        "the guide draws nothing; the model draws ['z']",
         "add pyro.sample('z', ...) to the guide",
     )
 
@@ -733,7 +733,7 @@ BATCHES = {
     ),
     "an array inside": (
         (np.zeros((4, 2)),),
-        "a batch is a tensor, or a tuple or dict of tensors; got x[0] is ndarray",
+        "a batch is a tensor, or a tuple or dict of tensors, and x[0] is of type ndarray",
         "torch.as_tensor(x), or ppvae.data.Data.of(x)",
     ),
 }
@@ -889,7 +889,7 @@ def test_broken_report_raises_its_errors(x):
         check(a_model(), lambda x: None, x).raise_if_broken()
     assert str(raised.value) == (
         "the guide misses the latent site 'z' of the model\n"
-        "  where: the guide draws []; the model draws ['z']\n"
+        "  where: the guide draws nothing; the model draws ['z']\n"
         "  mend:  add pyro.sample('z', ...) to the guide"
     )
 

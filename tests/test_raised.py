@@ -149,7 +149,9 @@ def fails(x):
 def batches():
     """What is no batch, and a program that fails at the first."""
     return {
-        "a batch is a tensor, or a tuple or dict of tensors; got x is str": lambda: ppvae.log_weights(*pair(), "rows", num_particles=1),
+        "a batch is a tensor, or a tuple or dict of tensors, and x is of type str": lambda: ppvae.log_weights(
+            *pair(), "rows", num_particles=1
+        ),
         "the tensors of a batch must share": lambda: ppvae.log_weights(*pair(), (torch.zeros(3, 6), torch.zeros(2)), num_particles=1),
         "a batch needs at least one row": lambda: ppvae.log_weights(*pair(), torch.zeros(0, 3), num_particles=1),
         "the model fails on the first rows of the data": lambda: ppvae.log_weights(fails, pair()[1], X, num_particles=1),

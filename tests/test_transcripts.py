@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import raised
 from ppvae import errors, memory, ranks, storage
@@ -207,6 +209,13 @@ def test_a_text_that_is_not_written_down_fails_the_test(monkeypatch):
         storage.parsed(b"[" * (storage.MOST_CONTAINERS + 1), Path("new.json"))
 
 
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**31))
+def test_a_text_about_drawn_data_need_not_be_written_down(number):
+    with pytest.raises(RunError):
+        storage.parsed(b"[" * (storage.MOST_CONTAINERS + 1), Path(f"{number}.json"))
+
+
 def test_a_new_text_is_added_in_the_order_of_modules(tmp_path, monkeypatch):
     monkeypatch.setattr(raised, "TRANSCRIPT", tmp_path / "raised.txt")
     monkeypatch.setenv(raised.WRITES, "1")
@@ -224,6 +233,7 @@ def test_a_new_text_is_added_in_the_order_of_modules(tmp_path, monkeypatch):
         ("process 17 on host-3.lan", "process PID on HOST"),
         ("http://127.0.0.1:36377/file", "http://127.0.0.1:PORT/file"),
         ("5 bytes needed, 1,234 bytes free in run", "5 bytes needed, FREE bytes free in run"),
+        ("the loss is 48.1234567 and 1.5", "the loss is 48.123... and 1.5"),
         (f"sha256 {'0a' * 6}..., expected {'b1' * 32}", "sha256 SHA256..., expected SHA256"),
         ("x.zip does not unpack (Bad CRC-32 for file (a))", "x.zip does not unpack (...)"),
     ],

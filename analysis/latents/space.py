@@ -288,7 +288,7 @@ def _mean(distribution: Any, site: str) -> Tensor:
     if bool(torch.isnan(mean).all()):
         raise ProgramError(
             f"site '{site}' has a distribution without a mean, so there is nothing to show of it",
-            where=f"site '{site}': {type(distribution).__name__} over {distribution.support}",
+            where=f"site '{site}': {type(unwrapped(distribution)).__name__} over {unwrapped(distribution).support}",
             mend="draw from it: simulate.decode(...).sample()",
         )
     return mean.expand(shape)
