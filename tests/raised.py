@@ -30,7 +30,8 @@ FOLDERS = ("ppvae", "analysis", "models", "guides")
 ERRORS = ROOT / "ppvae" / "errors.py"
 WRITES = "PPVAE_WRITE_MESSAGES"
 
-HEAD = """Every error of ppvae that a test catches, by module: its class, and its whole text. tests/raised.py says how this is written and held.
+HEAD = """Every error of ppvae that a test catches, by module: its class, and its whole text. HERE is a test's folder; PID, HOST,
+PORT, FREE, SHA256, LINE and ... stand for what varies too. tests/raised.py says how this is written and held.
 """
 
 # What is another on another machine, in another process or by another version, and what stands for it here.

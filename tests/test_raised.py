@@ -25,6 +25,7 @@ from ppvae.analysis import latents, plots, proposals
 from ppvae.analysis.corrected import _Reservoir
 from ppvae.analysis.latents.space import LatentSpace
 from ppvae.analysis.plots import two_runs
+from ppvae.analysis.posterior import Posterior
 from ppvae.analysis.rate_distortion import _refuse_nan
 from ppvae.analysis.report import explorer, page, record
 from ppvae.data.celeba import REMOTES
@@ -406,9 +407,7 @@ def measures():
             [SimpleNamespace(coordinates=SimpleNamespace(dim=1000))], (1.0,), "defensive"
         ),
         "log p(x | z) is not finite at 1 of 2 chains": lambda: _refuse_nan(torch.tensor([[0.0, math.nan]]), slice(64, 66)),
-        "a level lies in (0, 1), got 2": lambda: analysis.posterior(
-            *pair()[:1], X, guide=pair()[1], num_chains=2, num_draws=8, num_warmup=20
-        ).guide_coverage(2),
+        "a level lies in (0, 1), got 2": lambda: Posterior.guide_coverage(chains(), 2),
     }
 
 
