@@ -121,8 +121,10 @@ class Halving(Generic[Result]):
         blocks = math.ceil(size / noise.BLOCK_ROWS)
         self.blocks = max(1, blocks // 2)
         if blocks == 1 and not self._cut.refine():
-            least = "the density of one datum and one particle does" if is_cut() else f"the draws for {size} data do"
-            raise OutOfMemoryError(f"{least} not fit into memory", where=f"{self.what}: {said}", mend=REMEDIES)
+            problem = f"the draws for {size} data do not fit into memory"
+            if is_cut():
+                problem = "the density of one datum and one particle does not fit into memory"
+            raise OutOfMemoryError(problem, where=f"{self.what}: {said}", mend=REMEDIES)
         left, pieces = min(size, self.blocks * noise.BLOCK_ROWS), self._cut.pieces
         self._left = str(math.ceil(left / pieces)) if pieces <= left else f"1, its particles in {math.ceil(pieces / left)} parts"
 
