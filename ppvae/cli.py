@@ -114,7 +114,7 @@ def _run(common: Common, arguments: list[str]) -> int:
         return 0
     if _is_first():
         say(f"ppvae {name}: {_first_words(options)}")
-    if name == "train":
+    if name == "train" and not options.new:  # a new folder is held by nobody
         from ppvae.lock import refuse_held
 
         refuse_held(options.run_folder)

@@ -109,6 +109,7 @@ class Train(Pair):
         precision: float32, or bfloat16 for the networks of compiled steps where that pays.
         device: auto, cpu, cuda, cuda:1.
         out: The run folder; by default runs/ and the name of the data.
+        new: Train into a folder of its own, the first free one of runs/NAME, runs/NAME-2, runs/NAME-3, ...
         resume: Go on from the newest checkpoint of the run folder, or start where there is none.
         checkpoint_every: Seconds between checkpoints.
         threads: Of torch; by default its own choice. Small networks are fastest with 1, above all on busy cores.
@@ -128,13 +129,15 @@ class Train(Pair):
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     out: Path | None = None
+    new: bool = False
     resume: bool = False
     checkpoint_every: float = 60.0
     threads: int | None = None
 
     @property
     def run_folder(self) -> Path:
-        """Where the run lies: unless told otherwise runs/ and the name of the data, which may be a path."""
+        """Where the run lies, or with ``new`` the first place to look: unless told otherwise runs/ and the name of the data, which may be
+        a path."""
         return self.out or Path("runs") / (Path(self.data).resolve().stem or "data")
 
 
@@ -435,7 +438,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def check(options: Any) -> None:
-    """Raise where a number makes no sense, before anything is imported or read.
+    """Raise where a number makes no sense or options speak against each other, before anything is imported or read.
 
     Raises:
         UsageError: It names the option, and what stands there where it is left out.
@@ -452,6 +455,18 @@ def check(options: Any) -> None:
             name = f"--{field.name.replace('_', '-')}"
             remedy = "leave it out" if default is None else f"leave it out: {name} {default} is the default"
             raise UsageError(f"{name} is {words}, got {wrong[0]}", mend=remedy)
+    if isinstance(options, Train) and options.new:
+        _check_new(options)
+
+
+def _check_new(options: Train) -> None:
+    if options.resume:
+        raise UsageError("--new starts a run, and --resume goes on with one", mend=["--new alone", "--resume with the --out of the run"])
+    if options.out is not None:
+        raise UsageError(
+            f"--new chooses the run folder, and --out {options.out} names it",
+            mend=["leave one of them out", "where --config FILE has out: --out None --new"],
+        )
 
 
 def chosen(kind: str, name: str, names: list[str]) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ppvae
-from ppvae import analysis, cli, options, simulate
+from ppvae import analysis, cli, config_file, options, simulate
 from ppvae.cli import main
 from ppvae.commands import check, pairs
 from ppvae.commands.train import data_of
@@ -213,6 +213,14 @@ def test_interrupted_training_tells_how_to_go_on(monkeypatch, tmp_path, capsys):
     assert "the same command with --resume goes on from the newest checkpoint" in capsys.readouterr().err
 
 
+def test_interrupted_training_into_a_new_folder_names_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ppvae, "fit", raising(KeyboardInterrupt()))
+    assert main(["train", "--new", *SMALL]) == 130
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("the same command")]
+    assert said == "the same command with --out runs/digits --resume in place of --new goes on from the newest checkpoint"
+
+
 def test_unexpected_error_is_one_line_and_asks_for_debug(monkeypatch, capsys):
     monkeypatch.setattr(check, "run", raising(RuntimeError("two\nlines")))
     text = "error: RuntimeError: two lines\n  mend:  this is a bug in ppvae or in your program: run again with --debug"
@@ -323,6 +331,42 @@ def test_a_folder_that_holds_a_run_is_refused(run, capsys):
         f"error: {run} already holds a run\n  mend:  --resume goes on from its newest checkpoint\n     or: --out FOLDER trains into another"
     )
     assert failure(capsys, "train", "--out", run, *SMALL) == (74, text)
+
+
+def test_new_runs_do_not_refuse_each_other(tmp_path, monkeypatch, capsys):
+    """The same command twice: each says which folder is its own, and what it recorded goes on with that one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "digits-2"):
+        assert main(["train", "--new", "--json", *SMALL]) == 0
+        shown = capsys.readouterr()
+        assert f"run folder: runs/{name}" in shown.err.splitlines()
+        assert json.loads(shown.out)["run"]["folder"] == f"runs/{name}"
+        recorded = config_file.defaults(options.Train, config_file.read(Path("runs", name, "command.json")), Path())
+        assert (recorded.new, recorded.run_folder) == (False, Path("runs", name))
+    before = len(ppvae.load("runs/digits-2").history)
+    assert main(["train", "--config", "runs/digits-2/command.json", "--resume", "--epochs", "2"]) == 0
+    assert len(ppvae.load("runs/digits-2").history) == before + 1
+
+
+def test_new_is_kept_in_a_file_of_options(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--new", "--print-config"]) == 0
+    Path("s.toml").write_text(capsys.readouterr().out)
+    assert cli._parsed("train", [], Path("s.toml")) == options.Train(new=True)
+    assert not Path("runs").exists()
+
+
+def test_a_new_run_that_is_refused_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_text("a,b\n1,2\n3\n")
+    assert failure(capsys, "train", "--new", "--data", "x.csv")[0] == 65
+    assert not Path("runs").exists()
+
+
+def test_out_of_a_file_can_be_left_out_beside_new(tmp_path):
+    """As the error advises."""
+    (tmp_path / "s.toml").write_text('out = "runs/digits"\n')
+    assert cli._parsed("train", ["--out", "None", "--new"], tmp_path / "s.toml") == options.Train(new=True)
 
 
 def test_resumed_training_is_the_undisturbed_one(tmp_path):

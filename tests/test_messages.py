@@ -203,6 +203,12 @@ def held():
 holding: list[filelock.BaseFileLock] = []
 
 
+def config_below_runs():
+    """All that says that a folder holds a run."""
+    os.makedirs("runs/run")
+    write("runs/run/config.json", "{}")()
+
+
 def relaxed():
     """Two evaluated runs, the results of the first under a measure that is none."""
     assert main(["evaluate", "run", *FEW]) == 0
@@ -291,6 +297,7 @@ FOUND = {
     "no list": write("s.toml", "hidden = 3"),
     "a list of something else": write("s.toml", "hidden = ['a']"),
     "no choice": write("s.toml", "compile = 'maybe'"),
+    "a run of these data": config_below_runs,
     "no labels": array(np.eye(64)),
     "another width": array(np.eye(5)),
     "another width to encode": array(np.eye(5)),

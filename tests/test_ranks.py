@@ -32,6 +32,7 @@ import pairs
 import ppvae
 import raised
 from ppvae import analysis, checkpoint, noise
+from ppvae.cli import main
 from ppvae.data import Data
 from ppvae.engine import Engine
 from ppvae.errors import DataError, DivergedError, PpvaeError, ProgramError, UnreliableWarning
@@ -654,6 +655,20 @@ def test_torchrun_ends_when_one_of_its_processes_is_killed(tmp_path):
 def rank_of(pid):
     variables = dict(part.partition("=")[::2] for part in Path(f"/proc/{pid}/environ").read_text().split("\0"))
     return variables.get("RANK")
+
+
+def train_anew(folder):
+    torch.set_default_dtype(torch.float32)
+    os.chdir(folder)
+    return main(["train", "--new", "--epochs", "1", "--latent-dim", "2", "--hidden", "8"])
+
+
+def test_processes_that_train_anew_share_a_folder(tmp_path):
+    """Each of them would else make one of its own."""
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    assert results(train_anew, tmp_path) == [0, 0]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["digits", "digits-2"]
+    assert json.loads((tmp_path / "runs" / "digits-2" / "config.json").read_text())["ranks"] == 2
 
 
 def test_data_are_named_in_the_config_whatever_the_number_of_processes(tmp_path):

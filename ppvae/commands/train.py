@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from ppvae.commands.processes import check_device, together
 from ppvae.data import Data, Splits
 from ppvae.errors import RunError
 from ppvae.interruption import exit_code
+from ppvae.modules import Program
 from ppvae.options import Pair, Train
 from ppvae.output import say, tell
+from ppvae.ranks import shared
 from ppvae.recorded import COMMAND
-from ppvae.run import Run, holds_a_run
+from ppvae.run import Run, holds_a_run, new_folder
 
 COMPILE: dict[str, str | bool] = {"auto": "auto", "yes": True, "no": False}
 
@@ -36,7 +39,8 @@ def run(options: Train) -> int:
             tell("run", f"{found}\n{after}", told(found) | ({"resume": goes_on} if code else {}))
             return code
     except KeyboardInterrupt:  # the second signal: the step under way was not finished
-        say("the same command with --resume goes on from the newest checkpoint")
+        if not options.new:
+            say("the same command with --resume goes on from the newest checkpoint")
         raise
 
 
@@ -49,15 +53,20 @@ def told(found: Run) -> dict[str, object]:
 
 def trained(options: Train) -> Run:
     """The run, once it is trained."""
-    folder = options.run_folder
-    if holds_a_run(folder) and not options.resume:
-        raise RunError(
-            f"{folder} already holds a run", mend=["--resume goes on from its newest checkpoint", "--out FOLDER trains into another"]
-        )
+    _refuse_what_is_there(options)
     data = data_of(options)
     model, guide, source = pairs.pair(data.train, options)
-    writable(folder / COMMAND)
-    record = asdict(options) | {"data": _lasting(options.data), "out": str(folder), "image_shape": _stored_image_shape(data.train)}
+    folder = _folder(options)  # last of all: what is refused before leaves no empty one
+    try:
+        return _fitted(options, folder, data, model, guide, source)
+    except KeyboardInterrupt:
+        if options.new:
+            say(f"the same command with --out {folder} --resume in place of --new goes on from the newest checkpoint")
+        raise
+
+
+def _fitted(options: Train, folder: Path, data: Splits, model: Program, guide: Program, source: Mapping[str, str] | None) -> Run:
+    record = asdict(options) | {"data": _lasting(options.data), "image_shape": _stored_image_shape(data.train)}
     return ppvae.fit(
         model,
         guide,
@@ -78,8 +87,26 @@ def trained(options: Train) -> Run:
         precision=options.precision,
         device=options.device,
         source=source,
-        command=record,
+        command=record | {"out": str(folder), "new": False},  # what goes on with the run names its folder
     )
+
+
+def _refuse_what_is_there(options: Train) -> None:
+    if options.new or options.resume or not holds_a_run(options.run_folder):
+        return
+    another = [] if options.out else [f"--new trains into the first free one of {options.run_folder}-2, {options.run_folder}-3, ..."]
+    mend = ["--resume goes on from its newest checkpoint", *another, "--out FOLDER trains into another"]
+    raise RunError(f"{options.run_folder} already holds a run", mend=mend)
+
+
+def _folder(options: Train) -> Path:
+    """The run folder; of several processes the first makes a new one."""
+    if options.new:
+        folder = shared().by_first(functools.partial(new_folder, options.run_folder))
+        say(f"run folder: {folder}")
+        return folder
+    writable(options.run_folder / COMMAND)
+    return options.run_folder
 
 
 def data_of(options: Pair) -> Splits:
