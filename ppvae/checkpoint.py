@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ _DTYPES = (
 )
 
 
-def save(folder: Path, name: str, tensors: Mapping[str, Tensor], state: Any) -> None:
+def save(folder: Path, name: str, tensors: Mapping[str, Tensor], state: Any, announce: Callable[[int], object] = lambda size: None) -> None:
     """Write one checkpoint.
 
     Args:
@@ -51,6 +51,7 @@ def save(folder: Path, name: str, tensors: Mapping[str, Tensor], state: Any) -> 
         name: "step-N", or "best".
         tensors: Named tensors.
         state: Whatever else the run goes on from: numbers, strings, lists, dicts, and tensors at any depth.
+        announce: Told how many bytes, before any of them is written.
 
     Raises:
         RunError: The disk is full or the folder cannot be written: what was there before stands. Or something in it cannot be saved.
@@ -65,6 +66,7 @@ def save(folder: Path, name: str, tensors: Mapping[str, Tensor], state: Any) -> 
     if len(record) > MOST_BYTES:
         raise RunError(f"cannot save {path}: a record of {len(record):,} bytes, more than the {MOST_BYTES:,} that are read again")
     parsed(record, path)
+    announce(len(payload) + len(record))
     write_atomically(folder / place, payload)
     write_atomically(path, record)
 

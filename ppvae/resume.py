@@ -37,7 +37,7 @@ def write_checkpoint(training: Training, folder: Path) -> None:
         "history": json.dumps(position.history),
         "rest": training.rest,
     }
-    checkpoint.save(folder / "checkpoints", f"step-{svi.steps_taken:08d}", live, state)
+    checkpoint.save(folder / "checkpoints", f"step-{svi.steps_taken:08d}", live, state, training.say_little_room)
     checkpoint.prune(folder / "checkpoints")
     checkpoint.write_atomically(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in position.history).encode())
 

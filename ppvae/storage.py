@@ -84,6 +84,16 @@ def check_room(folder: Path, needed: int) -> None:
         raise unwritable(folder, error, needed) from error
 
 
+def little_room(folder: Path, needed: int) -> str:
+    """What to say where less than twice the needed bytes are free in a folder; empty where all is well, or nobody knows. A hint: other
+    processes write too, and what is saved is safe without it."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return ""
+    return f"little room in {folder}: {needed:,} bytes needed, {free:,} bytes free, less than twice that" if free < 2 * needed else ""
+
+
 def remove(path: Path) -> None:
     """Delete a file, if it is there.
 

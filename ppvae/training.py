@@ -41,6 +41,7 @@ from ppvae.resume import forget_gradients, go_on_from, write_checkpoint
 from ppvae.rollback import go_back_or_end, resting, slow_down
 from ppvae.run import Run
 from ppvae.state import named_tensors, snapshot
+from ppvae.storage import little_room
 from ppvae.svi import SVI, Rewound
 from ppvae.together import SharedSVI
 
@@ -112,6 +113,7 @@ class Training:
     _next_rest: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     _not_finite: frozenset[str] = frozenset()
     _saved_at: float = 0.0
+    _said_little_room: bool = False
     _verified_at: Any = None
     _measured_rows: KeptBatches = field(default_factory=KeptBatches)
     _unread: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)  # losses, norms and data of steps taken
@@ -533,6 +535,13 @@ class Training:
         if self.run.folder is not None and self.ranks.first and not self.spoiled:
             write_checkpoint(self, self.run.folder)
             self._saved_at = time.monotonic()
+
+    def say_little_room(self, size: int) -> None:
+        """Say, once, that checkpoints of so many bytes may soon not fit; they are written all the same."""
+        said = little_room(self.run.folder, size) if self.run.folder is not None and not self._said_little_room else ""
+        if said:
+            self._said_little_room = True
+            self.progress.say(f"note: {said}; it is tried all the same")
 
 
 def _of_update(spoiled: list[str]) -> tuple[str, str]:

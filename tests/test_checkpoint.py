@@ -452,6 +452,17 @@ def test_room_is_tried_before_it_is_needed(tmp_path, monkeypatch, room):
     assert list((tmp_path / "new").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("needed", "said"), [(617, ""), (618, "little room in {}: 618 bytes needed, 1,234 bytes free, less than twice that")], ids=str
+)
+def test_little_room_is_less_than_twice_what_is_needed(needed, said, tmp_path, room):
+    assert storage.little_room(tmp_path, needed) == said.format(tmp_path)
+
+
+def test_room_that_nobody_knows_of_is_not_said_to_be_little(tmp_path):
+    assert storage.little_room(tmp_path / "gone", 1 << 60) == ""
+
+
 def test_what_cannot_be_deleted_is_named(two, monkeypatch):
     monkeypatch.setattr(os, "unlink", failing(errno.EROFS))
     with pytest.raises(RunError, match=f"cannot delete {two / 'step-00000001.json'}: Read-only file system"):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pyro.distributions import transforms
 from test_refine import gamma_guide
 from test_resume import left_in
 
+import pairs
 import ppvae
 from ground_truth import MeanField, correlated_posterior, poisson_gamma
 from ppvae import analysis, checkpoint, importance, natural, refinement
@@ -590,6 +592,25 @@ def test_a_disk_that_fills_up_ends_in_74_and_the_checkpoint_before_stands(forks,
     assert not list((tmp_path / "run").rglob("*.tmp-*"))
     assert forks.run("forks:train", str(tmp_path / "run")) == 0
     assert left_in(tmp_path / "run") == left_in(tmp_path / "whole")
+
+
+def notes_of_room(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if "little room" in line]
+
+
+def test_little_room_is_said_once_and_saves_are_tried_all_the_same(tmp_path, monkeypatch, capsys):
+    """Five saves, and a hint: only a write that fails is a fault."""
+    x = pairs.real(20)
+    ppvae.fit(*pairs.registered(), x, epochs=4, checkpoint_every=0.0, out=tmp_path / "plenty")
+    assert notes_of_room(capsys) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2000, 766, 1234))
+    found = ppvae.fit(*pairs.registered(), x, epochs=4, checkpoint_every=0.0, out=tmp_path / "run")
+    (said,) = notes_of_room(capsys)
+    assert re.fullmatch(
+        f"note: little room in {tmp_path / 'run'}: [0-9,]+ bytes needed, 1,234 bytes free, less than twice that; it is tried all the same",
+        said,
+    )
+    assert found.stopped == "finished" and checkpoint.newest(tmp_path / "run" / "checkpoints")[3] == []
 
 
 FULL = """
