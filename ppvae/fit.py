@@ -36,6 +36,7 @@ from ppvae.optimizer import OptimizerFactory
 from ppvae.pair import Pair
 from ppvae.progress import Progress
 from ppvae.ranks import sharing, started
+from ppvae.repository import commit_of, told
 from ppvae.resume import use_best
 from ppvae.run import (
     COMMAND,
@@ -50,6 +51,7 @@ from ppvae.run import (
     describe_programs,
     fingerprint,
     holds_a_run,
+    home,
     read_description,
     versions,
     write_description,
@@ -351,11 +353,16 @@ def _begin(
 
 
 def _say_what_changed(training: Training, folder: Path) -> None:
-    """Versions or threads other than the run began with: sums are then rounded otherwise."""
+    """Versions or threads other than the run began with, whose sums are rounded otherwise; another state of the programs' repository."""
     before, now = read_description(folder, ENVIRONMENT), versions()
     changed = [f"{name} {value}, where the run had {before[name]}" for name, value in now.items() if before.get(name, value) != value]
     if changed:
         training.progress.say(f"{', '.join(changed)}: what follows is equal in law, not in bits")
+    if "commit" in before and training.ranks.first:
+        place = home(read_description(folder, PROGRAM))
+        there = commit_of(place)
+        if there and told(there) != told(before):  # information alone: what was committed may be none of the run's business
+            training.progress.say(f"note: the repository of {place} is at {told(there)}, where the run began at {told(before)}")
 
 
 def _silently(stack: contextlib.ExitStack) -> Progress:

@@ -23,6 +23,7 @@ from ppvae.errors import ArgumentError, PpvaeError, RunError, UnreliableWarning,
 from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program, eval_mode, modules_of
 from ppvae.programs import latent_sites, sample_sites, trace
+from ppvae.repository import commit_of
 from ppvae.state import create_missing, named_tensors, restore
 from ppvae.storage import json_bytes, make_folder, parsed, read_bytes, read_record
 from ppvae.support import unwrapped
@@ -184,10 +185,11 @@ def write_description(
     folder: Path, programs: dict[str, Any], config: Mapping[str, Any], x: Batch, command: Mapping[str, Any] | None = None
 ) -> None:
     """Write what a run needs besides its checkpoints: config, programs, two rows of data as a template, and the versions and threads
-    that equality bit for bit is conditional on; and the options of the command that started it, if one did."""
+    that equality bit for bit is conditional on, with the commit of the programs' repository; and the options of the command that started
+    it, if one did."""
     rows = take(x, slice(0, 2))
     structure = "tensor" if isinstance(x, Tensor) else list(x) if isinstance(x, dict) else len(x)
-    environment = versions() | {"machine": platform.machine()}
+    environment = versions() | {"machine": platform.machine()} | commit_of(home(programs))
     records = {ENVIRONMENT: environment, PROGRAM: programs, CONFIG: config}  # the last says that there is a run
     digests = {name: _digest(json_bytes(record)) for name, record in records.items()}
     parts = {str(i): part for i, part in enumerate(tensors(rows).values())}
@@ -196,6 +198,11 @@ def write_description(
         checkpoint.write_json(folder / COMMAND, command)
     for name, record in records.items():
         checkpoint.write_json(folder / name, record)
+
+
+def home(programs: Mapping[str, Any]) -> Path:
+    """Where programs are at home: the folder of the user's file; of others, which may have been written in it, the working folder."""
+    return Path(programs["file"]).absolute().parent if programs.get("how") == "file" else Path.cwd()
 
 
 def versions() -> dict[str, Any]:

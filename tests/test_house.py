@@ -67,6 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "pareto": set(),
     "importance": {"pareto"},
     "storage": set(),
+    "repository": set(),
     "checkpoint": {"storage"},
     "generators": {"noise"},
     "interruption": set(),
@@ -116,7 +117,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": ARITHMETIC | {"leaves", "objectives", "surrogates", "surroundings"},
     "data": RUNNING | {"simulate", "models"},  # to draw data from a model
     "recorded": {"checkpoint", "data", "run"},
-    "run": RUNNING | {"data", "build", "factory", "state", "checkpoint", "storage", "leaves"},
+    "run": RUNNING | {"data", "build", "factory", "state", "checkpoint", "storage", "leaves", "repository"},
     "svi": RUNNING | STEPS | RECORDS | {"leaves", "engine", "optimizer"},
     "diagnose": RUNNING | {"svi"},
     "header": {"data", "objectives"},
@@ -140,17 +141,18 @@ ALLOWED: dict[str, set[str]] = {
         "generators",
         "interruption",
         "memory",
+        "storage",
     },
     "fit": RUNNING
     | STEPS
     | RECORDS
-    | {"ranks", "together", "svi", "optimizer", "surrogates", "generators", "interruption", "lock", "storage"}
+    | {"ranks", "together", "svi", "optimizer", "surrogates", "generators", "interruption", "lock", "storage", "repository"}
     | TRAINING,
     "models": {"nn", "families", "build"},
     "guides": RUNNING | LATENTS | {"nn", "build"},
     "analysis": RUNNING
     | LATENTS
-    | {"importance", "simulate", "capture", "evaluation", "data", "recorded", "checkpoint", "storage", "run", "memory"},
+    | {"importance", "simulate", "capture", "evaluation", "data", "recorded", "checkpoint", "storage", "run", "memory", "repository"},
 }
 FRONTS = {
     "__init__",

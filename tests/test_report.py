@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -529,10 +530,18 @@ def test_the_command_of_a_run_is_written_in_full():
         "hidden": [64, 32],
         "lr": 0.001,
         "resume": False,
+        "new": False,
         "patience": None,
         "image_shape": [8, 8],
     }
     assert facts.train(command) == "ppvae train --data 'my data.npy' --no-flatten --hidden 64 32 --lr 0.001"
+
+
+def test_the_facts_name_the_commit_of_the_programs(folder):
+    record = record_of(folder)
+    assert "repository" not in dict(facts.facts(replace(record, environment={}), {}))
+    found = replace(record, environment={"commit": "0123456789abcdef", "uncommitted_changes": True})
+    assert dict(facts.facts(found, {}))["repository"] == "commit 0123456789ab with uncommitted changes"
 
 
 # The atlas.

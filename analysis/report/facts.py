@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ppvae import repository
 from ppvae.analysis.estimate import Estimate, Provenance, mean_of
 from ppvae.analysis.report import verdicts
 from ppvae.analysis.report.record import Record
@@ -85,6 +86,7 @@ def facts(record: Record, sizes: Mapping[str, int]) -> list[tuple[str, str]]:
         ),
         ("versions", ", ".join(f"{name} {environment[name]}" for name in ("python", "torch", "pyro") if name in environment)),
     ]
+    found += [("repository", repository.told(environment))] if "commit" in environment else []
     return found + ([("time in steps", _time(seconds))] if seconds is not None else [])
 
 
@@ -202,7 +204,7 @@ def train(command: Mapping[str, Any]) -> str:
     words = ["ppvae train"]
     for name, value in command.items():
         option = f"--{name.replace('_', '-')}"
-        if name in ("image_shape", "resume", "config", "print_config") or value is None:
+        if name in ("image_shape", "resume", "new", "config", "print_config") or value is None:
             continue
         if isinstance(value, bool):
             words += [] if value else [f"--no-{name.replace('_', '-')}"]
