@@ -26,6 +26,7 @@ from ppvae.check import ROWS, check
 from ppvae.checks_look import untouched
 from ppvae.checks_numbers import UNREACHED, gradient_findings
 from ppvae.data import Data
+from ppvae.data.leakage import warn_of_leakage
 from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
 from ppvae.header import described, say_header, say_shift
 from ppvae.interruption import STOPPED, listening
@@ -142,6 +143,9 @@ def fit(
         after the step under way, with a checkpoint and ``run.stopped == "interrupt"``; a second one raises KeyboardInterrupt at once.
         Runs of several threads of one process take turns: Pyro's parameter store and torch's generator are the process's.
 
+    Warns:
+        UnreliableWarning: More rows of ``validation`` stand in ``data`` than rows of ``data`` repeat each other.
+
     Raises:
         DataError: Data outside the support of an observed site, before the first step.
         ProgramError, ShapeError: The pair breaks the contract of a program.
@@ -227,6 +231,8 @@ def fit(
         if why_eager:
             training.svi.engine.stop(why_eager)
         _look_at_pair(training, objective)
+        if validation is not None and ranks.first:
+            warn_of_leakage(data, validation)
         _begin(training, folder, config, source, command)
         say_header(training)
         with listening() as training.interruption:

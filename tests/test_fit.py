@@ -695,6 +695,7 @@ def test_huge_learning_rate_ends_with_finite_parameters_on_disk(optimizer, tmp_p
 # A pair that can be trained and not measured.
 
 
+@pytest.mark.filterwarnings("ignore:.* stand in the training data too")  # they are to be the same
 def test_unmeasurable_pair_is_judged_by_its_objective():
     x = pairs.real(20, 1)
     run = fit(pairs.marginal_mixture, x, objective=TraceEnum_ELBO(max_plate_nesting=1), validation=x, optimizer=frozen, batch_size=7)

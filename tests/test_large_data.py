@@ -100,6 +100,7 @@ def test_rows_of_a_map_are_read_the_same_again(mode, tmp_path):
         assert torch.equal(read(mapped, torch.arange(5, 9)), torch.from_numpy(stored[5:9]))
 
 
+@pytest.mark.filterwarnings("ignore:.* stand in the training data too")  # they are to be the same
 def test_a_map_is_measured_in_pieces_that_cover_it(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(100, 3)))
     monkeypatch.setattr("ppvae.data.arrays.CHUNK_ELEMENTS", 90)

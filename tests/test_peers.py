@@ -270,6 +270,7 @@ def test_evaluating_the_loss_takes_no_step():
     [(pairs.ours, pairs.binary()), (pairs.bound, pairs.images()), (pairs.closures, pairs.real()), (pairs.table, pairs.real())],
     ids=["ours", "bound methods", "functions", "pyro.param"],
 )
+@pytest.mark.filterwarnings("ignore:.* stand in the training data too")  # they are to be the same
 def test_a_users_pair_has_its_validation_number(make, x):
     """On every epoch, nats per datum, and that of the validation set."""
     model, guide = make()
