@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import sys
 import threading
 import time
 
@@ -18,6 +19,7 @@ import pairs
 import ppvae
 from ppvae import checkpoint, interruption
 from ppvae.interruption import SecondSignal, exit_code, listening, resume_command
+from ppvae.training import Training
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -199,6 +201,51 @@ def test_nothing_is_left_where_nobody_asked_for_it():
 )
 def test_the_line_that_resumes(arguments, line):
     assert resume_command(arguments) == line
+
+
+class AtCall:
+    """Calls of Python and C functions inside a run's loop, counted; at one of them this process is sent a signal."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.at, self.number = 0, None, None
+        loop = Training.loop
+
+        def counted(training):
+            self.count = 0
+            sys.setprofile(self)
+            try:
+                loop(training)
+            finally:
+                sys.setprofile(None)
+
+        monkeypatch.setattr(Training, "loop", counted)
+
+    def __call__(self, frame, event, argument):
+        self.count += 1
+        if self.count == self.at:
+            sys.setprofile(None)
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.slow
+def test_50_signals_at_random_moments_in_one_process(tmp_path, monkeypatch, fresh):
+    """In a step, a measurement, a save: after each the run is interrupted, its newest checkpoint loads, and ``fit`` goes on from there."""
+    case = {"validation": pairs.real(seed=1), "epochs": 2}
+    generator, calls, runs = random.Random(fresh), AtCall(monkeypatch), 0
+    whole = run(pairs.registered, pairs.real(), tmp_path / "whole", **case)
+    expected, furthest, signals = left_in(tmp_path / "whole"), calls.count // 2, generator.choices(SIGNALS, k=50)
+    while signals or (tmp_path / f"run {runs}").exists():
+        calls.at, calls.number = (generator.randrange(furthest), signals.pop()) if signals else (None, None)
+        folder = tmp_path / f"run {runs}"
+        found = run(pairs.registered, pairs.real(), folder, resume=True, **case)
+        _, _, state, damaged = checkpoint.newest(folder / "checkpoints")
+        assert (damaged, state["stopped"]) == ([], found.stopped)
+        if found.stopped == "interrupt":
+            assert found.signal == calls.number
+        else:
+            assert found.stopped == "finished" and left_in(folder) == expected and untimed(found.history) == untimed(whole.history)
+            runs += 1
+    assert 5 < runs < 25  # or nothing was gone on from, or nothing interrupted
 
 
 # Threads: Pyro's store and torch's generator are the process's.
