@@ -87,9 +87,11 @@ def describe(x: Data | Batch) -> dict[str, Any]:
 
 
 def label(source: Provenance) -> str:
-    """A short tail for a printed sentence: data set and split, and the measure where it is no probability."""
+    """A short tail for a printed sentence: data set and split, float64 where it was asked for, the measure where it is no probability."""
     name = source.data.get("name", "tensors")
     text = f"{name}/{source.data['split']}" if "split" in source.data else str(name)
+    rows = source.data.get("template", source.data)
+    text += f"; {rows['dtype']}" if "dtype" in rows else ""
     text += "; measure: relaxed (not a probability)" if source.measure.startswith("relaxed") else ""
     return text + (f"; conditional on a draw of {', '.join(source.conditioned_on)}" if source.conditioned_on else "")
 

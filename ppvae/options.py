@@ -169,6 +169,7 @@ class Evaluate(OfRun):
         tolerance: Nats of Monte Carlo error per datum; chooses proposal, particles or annealing itself.
         bounds: Also the importance-weighted bound by number of particles, from 1 to --num-particles.
         calibration: Also whether the guide is calibrated, on so many data drawn from the model: 300 find what matters, 1,000 more.
+        dtype: float64, to see what rounding does: networks and data in float64, whatever the run was trained in.
         threads: Of torch; by default its own choice.
     """
 
@@ -180,6 +181,7 @@ class Evaluate(OfRun):
     tolerance: float | None = None
     bounds: bool = False
     calibration: int | None = None
+    dtype: Literal["float64"] | None = None
     threads: int | None = None
 
 
@@ -193,6 +195,7 @@ class Gaps(OfRun):
         num_data: The first so many rows.
         families: Families to refine: same, mean_field, full_rank, low_rank, mixture, flow. The gaps are those of the first.
         reference: Where log p(x) comes from: auto, exact, annealed or importance.
+        dtype: float64, to see what rounding does: networks and data in float64, whatever the run was trained in.
         threads: Of torch; by default its own choice.
     """
 
@@ -201,6 +204,7 @@ class Gaps(OfRun):
     num_data: int | None = 200
     families: tuple[str, ...] = ("same",)
     reference: str = "auto"
+    dtype: Literal["float64"] | None = None
     threads: int | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ppvae import checkpoint, data
@@ -46,6 +47,8 @@ def recorded_data(folder: Path, override: str | None = None) -> Splits:
             where=f"sha256 of the training rows {found.train.sha256[:12]}..., the run has {about['sha256'][:12]}...",
             mend=["restore the file", f"--data {name} measures the run on what is there now"],
         )
+    if about.get("dtype") == "float64":
+        return replace(found, train=found.train.double(), validation=found.validation.double(), test=found.test.double())
     return found
 
 

@@ -246,9 +246,9 @@ def _rows(over: str, source: Provenance) -> str:
         return ""
     other = over.removesuffix(f"-{split[1]}")
     data = f" --data {shlex.quote(other)}" if other != over else ""
-    return (
-        f"{data} --split {split[1]}" + (f" --num-data {split[2]}" if split[2] else "") + (f" --seed {source.seed}" if source.seed else "")
-    )
+    dtype = f" --dtype {rows_of(source)['dtype']}" if "dtype" in rows_of(source) else ""
+    rows = f" --num-data {split[2]}" if split[2] else ""
+    return f"{data} --split {split[1]}{rows}" + (f" --seed {source.seed}" if source.seed else "") + dtype
 
 
 def _drawn(proposal: str, num_particles: Tensor, tolerance: float | None) -> str:

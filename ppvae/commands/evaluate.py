@@ -5,6 +5,7 @@ from __future__ import annotations
 from ppvae import analysis
 from ppvae.analysis.proposals import NAMES as PROPOSALS
 from ppvae.commands.folders import run_and_data, tell_result
+from ppvae.commands.precision import measured_in
 from ppvae.commands.processes import together
 from ppvae.options import Evaluate, chosen
 from ppvae.output import say
@@ -19,7 +20,7 @@ def run(options: Evaluate) -> int:
     found, data = run_and_data(options.run, options.split, options.data, options.num_data)
     pair, where = (found.model, found.guide), (options.split, options.data)
     few = min(options.num_particles, ELBO_PARTICLES)
-    with together("cpu", options.threads):
+    with together("cpu", options.threads), measured_in(options.dtype, found, data) as data:
         tell_result(found, "elbo", *where, analysis.elbo(*pair, data, num_particles=few, seed=options.seed))
         log_px = analysis.log_likelihood(
             *pair,

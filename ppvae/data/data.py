@@ -63,6 +63,7 @@ class Data:
     factors: Tensor | None = None
     factor_names: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
+    wide: bool = False  # whether floats are seen as float64
 
     @classmethod
     def of(cls, value: Any, labels: Any = None, *, name: str = "array", split: str = "all") -> Data:
@@ -220,6 +221,10 @@ class Data:
             )
         return replace(self, factors=values, factor_names=tuple(names))
 
+    def double(self) -> Data:
+        """These data seen as float64, for networks in float64: the same values, draws and hash."""
+        return replace(self, wide=True)
+
     def with_vocabulary(self, vocabulary: Sequence[str]) -> Data:
         """These data with what their tokens stand for."""
         return replace(self, vocabulary=tuple(vocabulary))
@@ -242,7 +247,10 @@ class Data:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of what the model sees: of the bytes of ``x``; inside a tuple or dict also of names, types and shapes."""
+        """Hash of what the model sees: of the bytes of ``x``, as they are without ``double``; inside a tuple or dict also of names,
+        types and shapes."""
+        if self.wide:
+            return replace(self, wide=False).sha256
         leaves = named_leaves(self.source)
         digests = [hashlib.sha256() for _ in leaves]
         for rows in chunks(len(self), sum(math.prod(leaf.shape[1:]) for _, leaf in leaves)):
@@ -274,6 +282,7 @@ class Data:
             "num_data": len(self),
             "event_shape": map_leaves(lambda leaf: list(self._shape(leaf)), self.source),
             **({"num_missing": self.num_missing} if self.masked else {}),
+            **({"dtype": "float64"} if self.wide else {}),
         }
 
     def __repr__(self) -> str:
@@ -298,15 +307,19 @@ class Data:
             index: (B,), int64.
             key: (2,), of fresh draws where binarisation is dynamic (``philox``); without it the fixed draws of ``x``.
         """
+        values = self._seen(stored, index, key)
+        return map_leaves(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, values) if self.wide else values
+
+    def _seen(self, stored: Any, index: Tensor, key: Tensor | None) -> Any:
         if self.masked:
             observed = stored[OBSERVED]
             observed = observed.reshape(len(observed), -1) if self.flatten else observed
-            return {VALUES: self._seen(stored[VALUES], index, key), OBSERVED: observed}
+            return {VALUES: self._seen_array(stored[VALUES], index, key), OBSERVED: observed}
         if not is_leaf(self.source):
             return map_leaves(lambda leaf: _float(leaf) if is_float(leaf) else leaf, stored)
-        return self._seen(stored, index, key)
+        return self._seen_array(stored, index, key)
 
-    def _seen(self, stored: Tensor, index: Tensor, key: Tensor | None) -> Tensor:
+    def _seen_array(self, stored: Tensor, index: Tensor, key: Tensor | None) -> Tensor:
         """Rows of a lone array, flat, scaled and binarised."""
         grey = _float(stored)
         grey = grey.reshape(len(grey), -1) if self.flatten else grey

@@ -1,0 +1,156 @@
+"""Numbers measured in float64: another precision, the same data, the same answer to within the error that it carries."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_cli import SMALL
+from test_resume import adam
+
+import pairs
+import ppvae
+from ppvae import analysis, guides, models
+from ppvae.analysis.report import facts
+from ppvae.analysis.report.record import record_of
+from ppvae.batches import tensors
+from ppvae.cli import main
+from ppvae.commands.precision import measured_in
+from ppvae.data import Data
+from ppvae.programs import trace
+
+FEW = ["--num-data", "20", "--num-particles", "400", "--bounds", "--threads", "1"]
+PROGRAM = """
+import pyro, pyro.distributions as dist, torch
+
+def pair(x):
+    network = torch.nn.Linear(3, 4)
+
+    def model(x):
+        w = pyro.param("w", lambda: torch.ones(2, 3))
+        scale = pyro.param("scale", lambda: torch.ones(3), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ w, scale).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("network", network)
+        with pyro.plate("data", len(x), dim=-1):
+            loc, log_scale = network(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return model, guide
+"""
+
+
+@pytest.fixture(autouse=True)
+def single_precision(fresh):
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def run(tmp_path):
+    assert main(["train", "--out", str(tmp_path / "run"), *SMALL]) == 0
+    return tmp_path / "run"
+
+
+def results(folder, kind):
+    return json.loads((folder / "results" / f"{kind}-test.json").read_text())
+
+
+def test_log_p_in_float64_is_that_of_float32_within_its_error(run, capsys):
+    assert main(["evaluate", str(run), *FEW]) == 0
+    single = results(run, "log_likelihood")
+    capsys.readouterr()
+    assert main(["evaluate", str(run), *FEW, "--dtype", "float64"]) == 0
+    said, double = capsys.readouterr().out.splitlines(), results(run, "log_likelihood")
+    error = np.hypot(single["mean"]["mc_se"], double["mean"]["mc_se"])
+    assert 0 < abs(single["mean"]["value"] - double["mean"]["value"]) < 5 * error
+    assert len(said) == 3 and all(line.endswith("digits/test[:20]; float64)") for line in said)
+    assert (double["source"]["data"]["dtype"], "dtype" in single["source"]["data"]) == ("float64", False)
+    assert double["source"]["data"]["sha256"] == single["source"]["data"]["sha256"]  # so that the two can be compared
+    assert torch.get_default_dtype() == torch.float32
+    assert [line for line in facts.commands(record_of(run)) if "evaluate" in line] == [
+        f"ppvae evaluate {run} --split test --num-data 20 --dtype float64 --num-particles 400 --bounds"
+    ]
+
+
+def test_gaps_in_float64_say_so(run, capsys):
+    assert main(["gaps", str(run), "--num-data", "3", "--dtype", "float64", "--threads", "1"]) == 0
+    assert capsys.readouterr().out.endswith("; float64)\n")
+    assert results(run, "inference_gaps")["source"]["data"]["dtype"] == "float64"
+
+
+def test_at_the_same_latents_a_weight_moves_by_rounding_alone(run):
+    found, data = ppvae.load(run), ppvae.data.load("digits").test[:50]
+
+    def log_weights(x, z):
+        drawn = trace(found.guide, x, {"z": z})
+        made = trace(found.model, x, {"z": z})
+        log_p = sum(made.nodes[name]["fn"].log_prob(made.nodes[name]["value"]) for name in ("x", "z"))
+        return log_p - drawn.nodes["z"]["fn"].log_prob(z)
+
+    z = torch.randn(50, 2)
+    with torch.no_grad():
+        single = log_weights(data.x, z)
+        with measured_in("float64", found, data) as wide:
+            double = log_weights(wide.x, z.double())
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+    assert 0 < (single - double).abs().max() < 64 * 16 * torch.finfo(torch.float32).eps * double.abs().max()  # sums of 64 terms of layers
+
+
+def test_parameters_and_constants_of_a_users_file_follow(tmp_path):
+    """Those in Pyro's store belong to no module, and torch.zeros has the dtype that is the default while it runs."""
+    (tmp_path / "p.py").write_text(PROGRAM)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((60, 3)).astype("f"))
+    given = ["--data", str(tmp_path / "x.npy"), "--program", f"{tmp_path / 'p.py'}:pair"]
+    assert main(["train", *given, "--out", str(tmp_path / "run"), "--epochs", "1", "--threads", "1"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--num-particles", "50", "--dtype", "float64", "--threads", "1"]) == 0
+    assert results(tmp_path / "run", "elbo")["source"]["data"]["dtype"] == "float64"
+
+
+# Data.
+
+
+def forms():
+    grey = torch.randint(0, 256, (20, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    yield "real", Data.of(x)
+    yield "drawn anew", Data.from_arrays(grey, binarize="dynamic", levels=255)
+    yield "drawn once", Data.from_arrays(grey, binarize="static", levels=255)
+    yield "grey", Data.from_arrays(grey, levels=255)
+    yield "tuple", Data.of((x, grey))
+    yield "masked", Data.from_arrays(x, missing=x > 1)
+
+
+@pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data in forms()])
+def test_data_seen_as_float64_are_the_same_data(data):
+    """Value by value what float32 shows, so that the difference of two numbers is that of the arithmetic."""
+    wide = data.double()[:7]
+    for shown in (wide.x, wide.batch(slice(0, 7))):
+        for a, b in zip(tensors(data[:7].x).values(), tensors(shown).values(), strict=True):
+            assert b.dtype == (torch.float64 if a.is_floating_point() else a.dtype)
+            assert torch.equal(a.double(), b.double())
+    assert wide.describe() == data[:7].describe() | {"dtype": "float64"}
+
+
+@pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data in forms() if name.startswith("drawn")])
+def test_networks_in_float64_train_on_them(data, tmp_path):
+    """In steps too, which read rows in a way of their own; and the folder records it: what goes on must be given it again."""
+    torch.set_default_dtype(torch.float64)
+    found = ppvae.fit(*pairs.ours(), data.double(), epochs=1, optimizer=adam, out=tmp_path / "run")
+    assert found.config["data"]["dtype"] == "float64"
+    assert analysis.elbo(found.model, found.guide, data.double(), num_particles=2).pointwise.isfinite().all()
+    with pytest.raises(ppvae.errors.RunError, match="started with other arguments"):
+        ppvae.fit(*(program.float() for program in pairs.ours()), data, epochs=2, optimizer=adam, out=tmp_path / "run", resume=True)
+
+
+def test_a_run_that_was_trained_in_float64_is_measured_in_float64(tmp_path):
+    """Its record tells, whatever the file holds."""
+    digits = ppvae.data.load("digits")
+    programs = models.Bernoulli(ppvae.nn.MLP(2, [8], 64), 2).double(), guides.DiagonalNormal(ppvae.nn.MLP(64, [8], 4), 2).double()
+    ppvae.fit(*programs, digits.train.double(), epochs=1, out=tmp_path / "run")
+    assert main(["evaluate", str(tmp_path / "run"), *FEW]) == 0
+    assert results(tmp_path / "run", "elbo")["source"]["data"]["dtype"] == "float64"
