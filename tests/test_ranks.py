@@ -24,6 +24,8 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import pytest
+import test_resume
+import test_rollback
 import torch
 from pyro import poutine
 from torch import nn
@@ -39,6 +41,7 @@ from ppvae.errors import DataError, DivergedError, PpvaeError, ProgramError, Unr
 from ppvae.objectives import Scales
 from ppvae.ranks import ALONE, LostRankError, Ranks, shared, sharing, started
 from ppvae.state import named_tensors
+from ppvae.together import SharedSVI
 
 ROUNDING = 1e-12  # of sums of some hundred terms of size 1 in float64, in another order
 SINGLE = 1e-6  # the same in float32
@@ -440,6 +443,37 @@ def test_a_lost_process_ends_the_other(rank, how):
         str(left),
     )
     assert outcomes[rank] is None if how == "kill" else isinstance(outcomes[rank], KeyError)
+
+
+def descended(folder, rank=None, at=None):
+    """The descent that goes back twice, in this job's processes; one of them is killed as it takes its step counted so, from 1."""
+    take, taken = SharedSVI.take_share, []
+
+    def dies(self, *args, **kwargs):
+        taken.append(None)
+        if len(taken) == at and os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return take(self, *args, **kwargs)
+
+    SharedSVI.take_share = dies
+    return test_rollback.descend(6.0, out=folder, resume=True, checkpoint_every=0.0).rollbacks
+
+
+# A half of the loss, 5 (8 (1 - r)^k)^2 / 2, passes 3.4e38 at r = 6 where 25^k > 2.1e36, first at k = 26, and at r = 3 where 4^k is, first at
+# k = 61: of the steps as they are taken the 27th and the 89th.
+@pytest.mark.soak
+@pytest.mark.parametrize("rank", [0, 1], ids=["the first", "the second"])
+@pytest.mark.parametrize("at", [20, 27, 28, 29, 88, 89, 90, 100], ids=str)
+def test_processes_of_which_one_is_killed_beside_a_rollback_go_on_as_if_undisturbed(at, rank, tmp_path):
+    whole = results(descended, tmp_path / "whole")
+    assert [[(one["step"], one["to"]) for one in found] for found in whole] == [[(26, 0), (61, 0)]] * 2
+    outcomes = in_processes(descended, tmp_path / "run", rank, at)
+    assert outcomes[rank] is None and isinstance(outcomes[1 - rank], LostRankError)
+    assert checkpoint.names(tmp_path / "run" / "checkpoints")
+    assert results(descended, tmp_path / "run") == whole
+    assert test_resume.left_in(tmp_path / "run") == test_resume.left_in(tmp_path / "whole")
+    (weight,) = checkpoint.newest(tmp_path / "run" / "checkpoints")[1].values()
+    assert weight.item() == pytest.approx(9.0, abs=1e-6)  # one unit in the last place of 9
 
 
 def own_pair():
