@@ -33,18 +33,27 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.example)
 
 
-def pytest_collection_finish():
+FORKS = pytest.StashKey[Forks]()
+
+
+def pytest_collection_finish(session):
     """What was imported stays: a million objects that the collector would walk through again and again, a seventh of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(25_000, 20, 50)
+    if any("forks" in item.fixturenames for item in session.items):
+        session.config.stash[FORKS] = Forks()
+
+
+def pytest_unconfigure(config):
+    if FORKS in config.stash:
+        config.stash[FORKS].close()
 
 
 @pytest.fixture(scope="session")
-def forks():
-    """A process that has imported everything, from which tests fork: one a worker, since it takes seconds to start."""
-    with Forks() as found:
-        yield found
+def forks(request):
+    """A process that has imported everything, from which tests fork. It was forked itself before the first test."""
+    return request.config.stash[FORKS]
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Several processes on one job: what two of them compute is what one computes, and what becomes of it when one is lost.
 
-Each test starts real processes with gloo between them. They come from a server that has imported everything once.
+Each test starts real processes with gloo between them. They are forked from a server that has imported everything.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -48,8 +49,7 @@ SINGLE = 1e-6  # the same in float32
 adam = functools.partial(torch.optim.Adam, lr=0.01)
 sgd = functools.partial(torch.optim.SGD, lr=1.0)
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ppvae.fit", "ppvae.analysis", "ppvae.commands.train", "torch._dynamo", "torch._inductor.compile_fx"])
+CONTEXT = multiprocessing.get_context("fork")
 
 
 def _process(function, rank, size, port, arguments, connection):
@@ -66,8 +66,27 @@ def _process(function, rank, size, port, arguments, connection):
     connection.send_bytes(pickle.dumps((outcome, time.monotonic())))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def server(forks):
+    """Where processes are forked from, for those who start them by ``in_processes``."""
+    global SERVER
+    SERVER = forks
+
+
 def in_processes(function, *arguments, size=2):
     """What a function gives, or raises (whose text raised.txt has), in each of so many processes; None where one was killed."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "asked").write_bytes(pickle.dumps((function, arguments, size)))
+        assert SERVER.run("test_ranks:_start_processes", folder) == 0
+        outcomes = pickle.loads(Path(folder, "outcomes").read_bytes())
+    for outcome in outcomes:
+        if isinstance(outcome, PpvaeError):
+            raised.compare(outcome, "in several processes")
+    return outcomes
+
+
+def _start_processes(folder):
+    function, arguments, size = pickle.loads(Path(folder, "asked").read_bytes())
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -85,10 +104,7 @@ def in_processes(function, *arguments, size=2):
         except EOFError:
             outcomes.append(None)
         process.join()
-    for outcome in outcomes:
-        if isinstance(outcome, PpvaeError):
-            raised.compare(outcome, "in several processes")
-    return outcomes
+    Path(folder, "outcomes").write_bytes(pickle.dumps(outcomes))
 
 
 def results(function, *arguments, size=2):
@@ -246,11 +262,18 @@ def test_a_run_of_several_processes_is_that_of_one_where_nothing_is_drawn(size, 
         assert (column(alone[0], "gradient_norm") > clip_norm).all()  # or nothing was clipped
 
 
-@pytest.mark.slow
-def test_compiled_steps_of_two_processes_are_the_eager_ones_of_one():
+def trained_compiled(backend, x):
+    if backend == "graph":
+        ppvae.svi.Engine = functools.partial(Engine, backend=lambda graph, inputs: graph)
+    return trained(point_pair, x, {"compile": True})
+
+
+# What inductor makes of a graph is held in one process by test_fit_compiled; in two it compiles everything twice.
+@pytest.mark.parametrize("backend", ["graph", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_compiled_steps_of_two_processes_are_the_eager_ones_of_one(backend):
     x = pairs.real(20)
     alone = trained(point_pair, x, {"compile": False})
-    found = results(trained, point_pair, x, {"compile": True})
+    found = results(trained_compiled, backend, x)
     assert all(apart(tensors, alone[1]) < 1e-9 for _, tensors in found)  # Adam divides by small moments
     assert same(found[0][1], found[1][1])
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from test_ranks import adam, in_processes, results, same, tensors_of, trained
+from test_ranks import adam, in_processes, results, same, server, tensors_of, trained  # noqa: F401  (server is used by being here)
 from test_resume import left_in
 
 import pairs
