@@ -447,7 +447,8 @@ def test_a_page_that_would_be_too_large_goes_without_what_is_largest(page, folde
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Pages without what is computed for them: their words and numbers are the same, in less time."""
+    """Pages without what is computed for them, whose figures are made and not drawn: their words and numbers are the same, in less time."""
+    monkeypatch.setattr(figures, "_uri", lambda *_: "data:image/png;base64,")
     monkeypatch.setattr(figures, "from_programs", lambda *_: iter(()))
     monkeypatch.setattr(explorer, "atlas", lambda *_: None)
 
