@@ -193,11 +193,14 @@ def prune(folder: Path, keep: int = KEEP) -> None:
 
 
 def _spoken_of(folder: Path, name: str) -> list[str]:
-    """The files of tensors that a record may speak of: one, or all where it is damaged."""
+    """The files of tensors that a record may speak of: one, or all where it is damaged. It is read where there is a choice."""
+    there = [name + suffix for suffix in PAYLOADS if (folder / (name + suffix)).exists()]
+    if len(there) < len(PAYLOADS):
+        return there
     try:
         return [_place(_record(folder, name), name)]
     except RunError:
-        return [name + suffix for suffix in PAYLOADS]
+        return there
 
 
 def set_aside(folder: Path, newer_than: str) -> None:

@@ -37,7 +37,7 @@ def owned(seed: int) -> Iterator[None]:
 def states(device: torch.device) -> dict[str, Any]:
     """The states of all generators that a program on ``device`` may draw from, as a checkpoint can hold them."""
     version, internal, gauss = random.getstate()
-    found: dict[str, Any] = {"python": {"version": version, "internal": torch.tensor(internal), "gauss": gauss}}
+    found: dict[str, Any] = {"python": {"version": version, "internal": torch.from_numpy(np.array(internal, np.int64)), "gauss": gauss}}
     numpy: Mapping[str, Any] = np.random.get_state(legacy=False)
     if numpy["bit_generator"] == NUMPY:
         key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))

@@ -9,6 +9,8 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,14 +160,20 @@ def left_in(folder):
     return name, plain(tensors), plain(state), history, damaged
 
 
+@functools.cache
+def undisturbed(case):
+    """What a run leaves, and how it ends, that nobody disturbs and that saves once, at its end: made once for all tests of a case."""
+    make, x, arguments = CASES[case]
+    with tempfile.TemporaryDirectory() as folder:
+        whole = run(make, x, folder, checkpoint_every=60.0, **arguments)
+        return left_in(Path(folder)), untimed(whole.history), (whole.best_epoch, whole.stopped)
+
+
 def assert_resumed_is_undisturbed(case, at, folder, monkeypatch):
     make, x, arguments = CASES[case]
-    whole = run(make, x, folder / "whole", **arguments)
-    interrupted(make, x, folder / "broken", at, monkeypatch, **arguments)
-    resumed = run(make, x, folder / "broken", start_seed=99, resume=True, **arguments)
-    assert left_in(folder / "broken") == left_in(folder / "whole")
-    assert untimed(resumed.history) == untimed(whole.history)
-    assert (resumed.best_epoch, resumed.stopped) == (whole.best_epoch, whole.stopped)
+    interrupted(make, x, folder, at, monkeypatch, **arguments)
+    resumed = run(make, x, folder, start_seed=99, resume=True, **arguments)
+    assert (left_in(folder), untimed(resumed.history), (resumed.best_epoch, resumed.stopped)) == undisturbed(case)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -189,11 +197,10 @@ def test_run_interrupted_by_the_keyboard_in_a_callback_goes_on_as_if_undisturbed
             raise KeyboardInterrupt
 
     make, x, arguments = CASES[case]
-    run(make, x, tmp_path / "whole", **arguments)
     with pytest.raises(KeyboardInterrupt):
-        run(make, x, tmp_path / "broken", callback=callback, **arguments)
-    run(make, x, tmp_path / "broken", resume=True, **arguments)
-    assert left_in(tmp_path / "broken") == left_in(tmp_path / "whole")
+        run(make, x, tmp_path, callback=callback, **arguments)
+    run(make, x, tmp_path, resume=True, **arguments)
+    assert left_in(tmp_path) == undisturbed(case)[0]
 
 
 def noisy():
@@ -238,21 +245,19 @@ def test_the_caller_s_generators_are_as_they_were():
 
 def test_run_interrupted_three_times_goes_on_as_if_undisturbed(tmp_path, monkeypatch):
     make, x, _ = CASES["pyro.module"]
-    run(make, x, tmp_path / "whole")
     for at in (2, 5, 9):
-        interrupted(make, x, tmp_path / "broken", at, monkeypatch, resume=True)
-    run(make, x, tmp_path / "broken", resume=True)
-    assert left_in(tmp_path / "broken") == left_in(tmp_path / "whole")
+        interrupted(make, x, tmp_path, at, monkeypatch, resume=True)
+    run(make, x, tmp_path, resume=True)
+    assert left_in(tmp_path) == undisturbed("pyro.module")[0]
 
 
 @pytest.mark.parametrize("case", ["pyro.module", "pyro.optim", "pyro.optim scheduler", "torch scheduler", "born late, pyro.optim"])
 def test_finished_run_with_more_epochs_is_the_longer_run(case, tmp_path):
     # Resumed twice: going on with nothing to do must lose nothing.
     make, x, arguments = CASES[case]
-    run(make, x, tmp_path / "whole", epochs=5, **arguments)
-    for epochs in (3, 3, 5):
-        run(make, x, tmp_path / "grown", epochs=epochs, resume=True, **arguments)
-    assert left_in(tmp_path / "grown") == left_in(tmp_path / "whole")
+    for epochs in (2, 2, 4):
+        run(make, x, tmp_path, epochs=epochs, resume=True, checkpoint_every=60.0, **arguments)
+    assert left_in(tmp_path) == undisturbed(case)[0]
 
 
 def test_run_without_patience_left_is_not_continued(tmp_path):
@@ -273,21 +278,19 @@ def test_more_patience_continues_a_run(tmp_path):
 
 def test_resuming_in_an_empty_folder_starts(tmp_path):
     make, x, _ = CASES["pyro.module"]
-    run(make, x, tmp_path / "first")
     run(make, x, tmp_path / "second", resume=True)
-    assert left_in(tmp_path / "first") == left_in(tmp_path / "second")
+    assert left_in(tmp_path / "second") == undisturbed("pyro.module")[0]
 
 
 @pytest.mark.parametrize("what", ["safetensors", "json"])
 def test_damaged_newest_checkpoint_gives_way_to_the_one_before(what, tmp_path, monkeypatch):
     make, x, _ = CASES["pyro.module"]
-    run(make, x, tmp_path / "whole")
-    interrupted(make, x, tmp_path / "broken", 5, monkeypatch)
-    path = tmp_path / "broken" / "checkpoints" / f"step-00000005.{what}"
+    interrupted(make, x, tmp_path, 5, monkeypatch)
+    path = tmp_path / "checkpoints" / f"step-00000005.{what}"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.warns(UnreliableWarning, match="step-00000005.* going on from step-00000004"):
-        run(make, x, tmp_path / "broken", resume=True)
-    assert left_in(tmp_path / "broken") == left_in(tmp_path / "whole")
+        run(make, x, tmp_path, resume=True)
+    assert left_in(tmp_path) == undisturbed("pyro.module")[0]
 
 
 def test_damaged_newest_checkpoint_is_put_aside(tmp_path, monkeypatch):
