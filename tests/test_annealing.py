@@ -102,7 +102,7 @@ def agrees(found, truth, errors=5):
 def test_evidence_of_a_linear_gaussian_model(start):
     model, _, x = linear_gaussian(num_data=20)
     guide = MeanField(model, offset=0.2, inflation=1.3)
-    found = annealed_log_likelihood(model, x, guide=guide, start=start, num_temperatures=40, num_chains=64)
+    found = annealed_log_likelihood(model, x, guide=guide, start=start, num_temperatures=20, num_chains=64)
     assert agrees(found, model.log_evidence(x))
     assert found.pointwise_se.max() < 0.2
     assert found.start == start
@@ -118,7 +118,7 @@ def test_evidence_of_a_linear_gaussian_model(start):
     ids=["two layers", "a plate inside the datum", "a density with a hole"],
 )
 def test_evidence_from_the_prior(model, evidence, x):
-    found = annealed_log_likelihood(model, x, num_temperatures=40, num_chains=64)
+    found = annealed_log_likelihood(model, x, num_temperatures=20, num_chains=64)
     assert agrees(found, evidence(x))
     assert found.schedule == "equal"
 
@@ -135,28 +135,28 @@ def test_evidence_with_a_network_that_refuses_particles_from_the_left(start):
     linear = decoder.linear.requires_grad_(False)
     truth = dist.LowRankMultivariateNormal(linear.bias, linear.weight, torch.full((3,), 0.25)).log_prob(x)
     assert not Pair(model, guide, x).in_plate
-    found = annealed_log_likelihood(model, x, guide=guide, start=start, num_temperatures=40, num_chains=64)
+    found = annealed_log_likelihood(model, x, guide=guide, start=start, num_temperatures=20, num_chains=64)
     assert agrees(found, truth)
 
 
 @pytest.mark.parametrize("start", ["prior", "refined"])
 def test_evidence_where_the_latent_is_positive(start):
     model, y, evidence, _ = poisson_gamma()
-    found = annealed_log_likelihood(model, y, start=start, num_temperatures=40, num_chains=64)
+    found = annealed_log_likelihood(model, y, start=start, num_temperatures=20, num_chains=64)
     assert agrees(found, evidence)
 
 
 def test_evidence_of_a_mixture_whose_component_is_summed_out():
     mixture = MixturePrior()
     x = mixture.draw(10)
-    found = annealed_log_likelihood(mixture.two_sites, x, num_temperatures=60, num_chains=64)
+    found = annealed_log_likelihood(mixture.two_sites, x, num_temperatures=30, num_chains=64)
     assert agrees(found, mixture.log_px(x))
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_a_global_site_is_conditioned_on(start):
     x = torch.linspace(-2, 3, 6)
-    found = annealed_log_likelihood(shared_mean, x, guide=shared_mean_guide, start=start, num_temperatures=40, num_chains=64, seed=3)
+    found = annealed_log_likelihood(shared_mean, x, guide=shared_mean_guide, start=start, num_temperatures=20, num_chains=64, seed=3)
     mu = Pair(shared_mean, shared_mean_guide, x, 3).globals["mu"]  # the guide's draw, whatever the chains start from
     assert agrees(found, dist.Normal(mu, math.sqrt(1.25)).log_prob(x))
     assert found.source.conditioned_on == ("mu",)
@@ -249,7 +249,7 @@ def test_single_chain_width_is_that_of_the_closed_form(start):
 @pytest.mark.parametrize("start", STARTS)
 def test_bounds_hold_the_evidence_between_them(start):
     model, _, template = linear_gaussian()
-    found = bidirectional(model, template=template, guide=MeanField(model, 0.3, 1.4), start=start, num_data=40, num_temperatures=50)
+    found = bidirectional(model, template=template, guide=MeanField(model, 0.3, 1.4), start=start, num_data=40, num_temperatures=30)
     assert abs(found.mean.value) < 5 * found.mean.data_se + 0.02
     assert (found.single_chain_width.mean() > 0) or start == "refined"  # refined from here it is the posterior
     assert found.valid.all()
@@ -266,7 +266,7 @@ def test_bounds_hold_the_evidence_between_them(start):
 )
 def test_width_closes_for_models_of_other_shapes(model):
     template = torch.zeros(2, 3, 2) if model is parts else torch.zeros(2)
-    found = bidirectional(model, template=template, num_data=64, num_temperatures=60)
+    found = bidirectional(model, template=template, num_data=64, num_temperatures=40)
     assert abs(found.mean.value) < 5 * found.mean.data_se
     assert found.mean.data_se < 0.1
 
