@@ -176,7 +176,7 @@ def test_gap_of_an_encoder_with_a_linear_error():
     expected = 0.5 * torch.trace(error.mT @ p @ error @ covariance) + variance_term
     total = kl_to_posterior(model, x, guide.parameters(x)[0], torch.diag_embed(guide.parameters(x)[1].square()))
     assert abs(total.mean() - approximation - expected) < ROUNDING
-    found = analysis.inference_gaps(model, guide, x, num_particles=5000, steps=640, num_draws=128)
+    found = analysis.inference_gaps(model, guide, x, num_particles=5000, steps=320, num_draws=128)
     left = 1e-3  # what the optimisation of q* may leave
     assert abs(found.mean("amortization").value - expected) < 5 * found.mean("amortization").mc_se + left
 

@@ -12,7 +12,7 @@ from ground_truth import MeanField, correlated_posterior, kl_to_posterior, linea
 from ppvae.analysis import inference_gaps
 from ppvae.errors import FamilyError
 
-FINE = {"steps": 640, "num_draws": 128}
+FINE = {"steps": 320, "num_draws": 128}
 
 
 # The larger approximation gap of the two; the other is the same formula.
@@ -74,7 +74,7 @@ def test_an_importance_weighted_reference_reaches_the_evidence():
 
 def test_a_guide_without_normal_sites_has_its_gaps_too():
     model, y, evidence, _ = poisson_gamma()
-    found = inference_gaps(model, gamma_guide, y, num_particles=5000, steps=640)
+    found = inference_gaps(model, gamma_guide, y, num_particles=5000, steps=320)
     assert (found.approximation.abs() < 5 * found.approximation_se + 5e-3).all()  # a Gamma is the posterior's own family
     assert (found.log_px - evidence).abs().max() < 0.2  # four times the tolerance of 0.05
     assert (found.amortization > 0).all()

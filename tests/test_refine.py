@@ -30,7 +30,7 @@ def off_by(model, x, loc=0.5, inflation=1.5):
 @pytest.mark.parametrize("r", [*(pytest.param(r, marks=pytest.mark.soak) for r in (0.3, 0.6)), 0.8], ids=str)
 def test_refined_diagonal_normal_loses_half_log_one_minus_r_squared(r):
     model, x, gap = correlated_posterior(r, num_data=32)
-    found = refine(model, off_by(model, x), x, steps=640, num_draws=128, num_particles=1)
+    found = refine(model, off_by(model, x), x, steps=480, num_draws=128, num_particles=1)
     loc, log_scale = found.guide.tables["z"].chunk(2, -1)
     lost = kl_to_posterior(model, x, loc, torch.diag_embed((2 * log_scale).exp()))
     assert (lost - gap).abs().mean() < 1e-3
@@ -44,7 +44,7 @@ def test_refined_full_rank_normal_is_the_posterior():
 
 def test_a_users_guide_with_normal_sites_is_freed_by_its_parameters():
     model, x, gap = correlated_posterior(0.6, num_data=32)
-    found = refine(model, MeanField(model, offset=0.4, inflation=0.7), x, steps=640, num_particles=1)
+    found = refine(model, MeanField(model, offset=0.4, inflation=0.7), x, steps=320, num_particles=1)
     loc, log_scale = found.guide.tables["z"].chunk(2, -1)
     lost = kl_to_posterior(model, x, loc, torch.diag_embed((2 * log_scale).exp()))
     assert (lost - gap).abs().mean() < 1e-3
@@ -57,7 +57,7 @@ def gamma_guide(y):
 
 def test_a_gamma_guide_is_freed_in_unconstrained_space_and_reaches_the_conjugate_posterior():
     model, y, evidence, _ = poisson_gamma()
-    found = refine(model, gamma_guide, y, steps=640, num_particles=2000)
+    found = refine(model, gamma_guide, y, steps=320, num_particles=2000)
     assert (evidence - found.pointwise < 5 * found.pointwise_se + 5e-3).all()  # 5e-3: Adam's last iterate
     assert (found.pointwise <= evidence + 5 * found.pointwise_se).all()
 
@@ -65,7 +65,7 @@ def test_a_gamma_guide_is_freed_in_unconstrained_space_and_reaches_the_conjugate
 def test_mean_field_on_a_gamma_latent_is_a_normal_over_its_logarithm():
     """The best log-Normal for a Gamma posterior: E over quadrature, by minimising KL on a grid of the one-dimensional u = log r."""
     model, y, evidence, (shape, rate) = poisson_gamma(num_data=4)
-    found = refine(model, gamma_guide, y, family="mean_field", steps=640, num_particles=20_000)
+    found = refine(model, gamma_guide, y, family="mean_field", steps=320, num_particles=5_000)
     # KL(logN(m, s) || Gamma(a, b)) is least at s^2 = 1/a', m + s^2/2 = log(a'/b'): E[r] = a/b and s^2 = 1/a
     m, s2 = torch.log(shape / rate) - 0.5 / shape, 1 / shape
     log_p = shape * rate.log() - torch.lgamma(shape) + shape * m - rate * torch.exp(m + s2 / 2)
@@ -169,7 +169,7 @@ def test_a_users_family_is_refined_through_its_two_methods():
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
     x = torch.randn(16, 1)
-    found = refine(model, WithMethods(), x, steps=640, num_particles=1)
+    found = refine(model, WithMethods(), x, steps=320, num_particles=1)
     loc, log_scale = found.guide.tables["z"].unbind(-1)
     assert (loc - x[:, 0] / 2).abs().mean() < 0.02  # a spread of Adam's last iterate; the ELBO is flat to second order there
     assert (log_scale.exp() - math.sqrt(0.5 / 2)).abs().mean() < 0.02
@@ -221,7 +221,7 @@ def test_a_local_posterior_refuses_other_data():
 def test_a_local_posterior_can_be_refined_again():
     model, x, gap = correlated_posterior(0.6, num_data=32)
     first = refine(model, MeanField(model, offset=2.0), x, steps=20, num_particles=1).guide
-    found = refine(model, first, x, steps=640, num_particles=1)
+    found = refine(model, first, x, steps=320, num_particles=1)
     loc, log_scale = found.guide.tables["z"].chunk(2, -1)
     assert (kl_to_posterior(model, x, loc, torch.diag_embed((2 * log_scale).exp())) - gap).abs().mean() < 1e-3
 
