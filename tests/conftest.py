@@ -62,11 +62,12 @@ def fresh(request):
     dtype, seed = torch.get_default_dtype(), derived_seed(0, request.node.name)
     torch.set_default_dtype(torch.float64)
     pyro.clear_param_store()
+    # While it captures a graph torch takes the stack of every value, and of every seed, with source lines: under pytest's fifty frames a
+    # fifth of the time.
+    sys.tracebacklimit = 1
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    # While it captures a graph torch takes the stack of every value, with source lines: under pytest's fifty frames a fifth of the time.
-    sys.tracebacklimit = 1
     yield seed
     del sys.tracebacklimit
     torch.set_default_dtype(dtype)
