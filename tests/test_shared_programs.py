@@ -223,7 +223,10 @@ def test_pseudo_inputs_are_recorded_by_shape():
 OTHERS = {
     "a prior of another guide": (lambda: (with_prior(priors.VampPrior(guide_of(3), torch.rand(2, D))), guide_of(3)), "neither the run's"),
     "a guide of another model": (lambda: (shelf.ladder()[0], shelf.ladder()[1]), "neither the run's"),
-    "a plain function": (lambda: (lambda x: None, guides.SemiAmortized(guide_of(2), lambda x: None)), "a function cannot be made again"),
+    "a plain function": (
+        lambda: (lambda x: None, guides.SemiAmortized(guide_of(2), lambda x: None)),
+        "a value of type function cannot be made again",
+    ),
 }
 
 
