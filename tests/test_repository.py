@@ -26,6 +26,12 @@ def git(folder, *words):
     return done.stdout.strip()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """On a busy machine git may take its time."""
+    monkeypatch.setattr(repository, "TIMEOUT", 60.0)
+
+
 @pytest.fixture
 def kept(tmp_path):
     """A folder in a repository of one commit, which holds p.py."""
