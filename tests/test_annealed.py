@@ -14,6 +14,7 @@ from test_annealing import (
     parts_evidence,
     shared_mean,
     shared_mean_guide,
+    short_pilots,  # noqa: F401  (used by being here)
 )
 
 import ppvae

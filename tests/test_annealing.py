@@ -33,6 +33,12 @@ from ppvae.refinement import refined
 STARTS = ["prior", "guide", "refined"]
 
 
+@pytest.fixture(autouse=True)
+def short_pilots(monkeypatch):
+    """Pilots of 16 temperatures where runs have so few: densities here are tame, and 40 would take longer than what they are for."""
+    monkeypatch.setattr(annealing, "LEAST_PILOT_TEMPERATURES", 16)
+
+
 def hierarchy(x):
     """z2 ~ N(0, 1), z1 | z2 ~ N(1.5 z2, 0.8^2), x | z1 ~ N(z1, 0.5^2): x ~ N(0, 1.5^2 + 0.8^2 + 0.5^2)."""
     with pyro.plate("data", len(x), dim=-1):
