@@ -134,15 +134,20 @@ def _probability_outside(num_data: int, num_draws: int, gamma: float) -> float:
 
 def _moved(chain: Tensor, rate: float, start: int, low: int, high: int) -> Tensor:
     """The chain over counts start.. after Poisson(rate) more, kept to low..high."""
-    longest = high - start
-    kernel = _poisson(torch.arange(longest + 1, dtype=torch.float64), rate)
-    reached = (kernel > 1e-25).nonzero()
-    kernel = kernel[: int(reached.max()) + 1 if len(reached) else 1]
+    kernel = _kernel(high - start, rate)
     full = torch.nn.functional.conv1d(chain[None, None], kernel.flip(0)[None, None], padding=len(kernel) - 1)[0, 0]
     kept = torch.zeros(high - low + 1, dtype=torch.float64)
     part = full[low - start : high - start + 1]  # low never falls from one threshold to the next
     kept[: len(part)] = part
     return kept
+
+
+@functools.lru_cache(maxsize=4096)  # the search for a band asks for the same ones fifty times
+def _kernel(longest: int, rate: float) -> Tensor:
+    """The masses of a Poisson(rate) at 0..longest, without a tail that adds nothing."""
+    masses = _poisson(torch.arange(longest + 1, dtype=torch.float64), rate)
+    reached = (masses > 1e-25).nonzero()
+    return masses[: int(reached.max()) + 1 if len(reached) else 1]
 
 
 def _poisson(counts: Tensor, rate: float) -> Tensor:
