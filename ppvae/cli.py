@@ -73,10 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return _failed(PpvaeError(f"{type(error).__name__}: {error}"), INPUT_OUTPUT, debug, json)
     except Exception as error:  # the user's program may raise anything
-        from ppvae.memory import REMEDIES, is_out_of_memory  # torch is there by now, or fails with a word of its own
-
-        if is_out_of_memory(error):
-            return _failed(PpvaeError("memory ran out", where=in_a_line(error), mend=REMEDIES), BUG, debug, json)
+        memory = sys.modules.get("ppvae.memory")  # whoever needs much of it has imported that
+        if memory is not None and memory.is_out_of_memory(error):
+            return _failed(PpvaeError("memory ran out", where=in_a_line(error), mend=memory.REMEDIES), BUG, debug, json)
         remedy = "" if debug else "this is a bug in ppvae or in your program: run again with --debug"
         return _failed(PpvaeError(f"{type(error).__name__}: {' '.join(str(error).split())[:600]}", mend=remedy), BUG, debug, json)
 
