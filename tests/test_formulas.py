@@ -554,7 +554,7 @@ def test_a_trained_linear_beta_vae_lies_on_the_curve():
     decay = functools.partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.005, total_iters=15)
     optimizer = functools.partial(torch.optim.Adam, lr=0.05)
     with pytest.warns(UnreliableWarning, match="beta ends at 3"):
-        run = ppvae.fit(model, guide, often, epochs=15, batch_size=50, beta=3.0, optimizer=optimizer, scheduler=decay)
+        run = ppvae.fit(model, guide, often, epochs=15, batch_size=100, beta=3.0, optimizer=optimizer, scheduler=decay)
     found = analysis.elbo(run.model, run.guide, x, num_particles=200)
     squared = (found.distortion.mean() - 2 * math.log(2 * math.pi * 0.1)) * 2 * 0.1
     on_curve = (0.5 * (values / 0.3).log()).clamp(min=0).sum(), values.clamp(max=0.3).sum()

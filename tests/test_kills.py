@@ -163,7 +163,7 @@ def before_the_cycle(folder, existing):
 
 
 SAVES = {"first save": (), "third save": (1, 2), "same step again": (2, 3)}
-REPEATING = {("half", "first save"), ("after", "first save"), ("half", "same step again")}
+REPEATING = {("half", "first save"), ("half", "same step again"), *(("after", name) for name in SAVES)}  # after a call is before the next
 
 
 @pytest.mark.parametrize(

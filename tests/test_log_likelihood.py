@@ -210,10 +210,10 @@ def test_data_that_are_hard_to_weigh_are_annealed():
             pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 0.7).to_event(1))
 
     x = torch.linspace(0.0, 1.0, 2)[:, None]
-    found = analysis.log_likelihood(model, guide, x, tolerance=0.05)
+    found = analysis.log_likelihood(model, guide, x, tolerance=0.1)
     assert found.used["annealed"].any()
     error = (found.pointwise - analysis.exact_log_likelihood(model, x).pointwise).abs()
-    assert (error[found.trusted] < 0.3).all()  # six times the tolerance
+    assert (error[found.trusted] < 0.3).all()  # three times the tolerance
     assert found.trusted.double().mean() >= 0.5  # an error of eight chains is not believed on its own word
 
 

@@ -12,7 +12,7 @@ a site outside the data plate    test_programs.py::test_a_broken_contract_is_nam
 evaluation that trains           test_svi.py::test_evaluating_changes_no_parameter
 evaluation under training scale  test_programs.py::test_masks_count_and_scales_do_not
 evaluation in training mode      test_programs.py::test_measuring_leaves_generators_modes_and_store_as_they_were, test_dropout_is_off_while_measuring
-global state                     test_house.py::test_import_changes_no_global
+global state                     test_house.py::test_wheel_is_imported_without_the_tree_and_changes_no_global
 
 The rest is here.
 """
