@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+NOTHING_YET = "(initial)"  # the commit of a repository that has none
 TIMEOUT = 1.0  # seconds that a run waits for git to answer
 # What git may have been told of another repository, by a hook of it that we are called from.
 ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE", "GIT_PREFIX")
@@ -21,11 +22,13 @@ def commit_of(folder: Path) -> dict[str, Any]:
     Returns:
         Nothing where the folder is in no repository, or git is missing or slow; the commit alone where only the changes take long.
     """
-    commit = _said("rev-parse", "HEAD", folder=folder)
-    if not commit:
-        return {}
-    changes = _said("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty", folder=folder)
-    return {"commit": commit.strip()} | ({} if changes is None else {"uncommitted_changes": bool(changes)})
+    status = _said("status", "--porcelain=v2", "--branch", "--untracked-files=no", "--ignore-submodules=dirty", folder=folder)
+    if status is None:
+        commit = _said("rev-parse", "HEAD", folder=folder)
+        return {"commit": commit.strip()} if commit else {}
+    words = [line.split() for line in status.splitlines()]
+    commit = next((line[2] for line in words if line[:2] == ["#", "branch.oid"]), NOTHING_YET)
+    return {} if commit == NOTHING_YET else {"commit": commit, "uncommitted_changes": any(line[0] != "#" for line in words)}
 
 
 def told(state: Mapping[str, Any]) -> str:

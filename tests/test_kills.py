@@ -60,7 +60,7 @@ def survive(forks, undisturbed, folder, kills, seed):
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(forks, undisturbed, tmp_path):
-    survive(forks, undisturbed, tmp_path, kills=12, seed=1)
+    survive(forks, undisturbed, tmp_path, kills=20, seed=1)
 
 
 @pytest.mark.soak
