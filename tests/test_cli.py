@@ -594,7 +594,7 @@ def test_a_run_of_a_script_on_arrays_asks_for_the_data(tmp_path, capsys):
 @pytest.mark.slow
 def test_demo_prints_three_sentences_and_writes_figures_and_a_report(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--epochs", "1", "--num-particles", "50", "--num-data", "60"]) == 0
+    assert main(["demo", "--out", str(out), "--epochs", "1", "--num-particles", "50", "--num-data", "30"]) == 0
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     assert [line.split(" ")[0] for line in lines[:3]] == ["ELBO", "log", "inference"]

@@ -112,6 +112,7 @@ def test_a_quick_run_measures_the_exact_bias_and_variance(quick, i):
     assert max(found["bias_se"]) < 0.01 and found["particles"] == [1, 2, 10, 20, 100, 200, 1000]
 
 
+@pytest.mark.example
 def test_on_a_pair_whose_gaps_are_known_the_bounds_are_off_by_them(monkeypatch):
     """Encoder: the best diagonal Normal at r = 0.25. Refined: the posterior, 1.2 times as wide, at K = 1 off by 1.2^2 - 1 - 2 log 1.2."""
     model, x, gap = correlated_posterior(0.25, num_data=64)

@@ -189,6 +189,7 @@ def test_the_error_of_maximum_likelihood_is_that_of_the_delta_method():
     assert abs(restricted.mean - restricted.limit) < 4 * restricted.mean_se and restricted.rms > 5 * likely.rms
 
 
+@pytest.mark.example
 def test_training_ends_at_the_blind_optimum_and_not_at_maximum_likelihood():
     """SVI on 300 data. What the steps' noise leaves is below a tenth of the distance between the two, log 3 or so."""
     found = price.trained_of(price.Blind(), 300, True, 500)

@@ -122,6 +122,7 @@ def celeba(tmp_path):
     return tmp_path, binary.double()
 
 
+@pytest.mark.example
 def test_celeba_comes_with_its_attributes_as_factors_in_parts_that_share_nothing(celeba):
     folder, binary = celeba
     faces = attributes.celeba_faces(attributes.QUICK, folder)
@@ -255,6 +256,7 @@ def test_paired_errors_over_repeats_and_over_images():
     assert augmentation.compared(one, other) == pytest.approx((0.125, 0.125, 0.125))
 
 
+@pytest.mark.example
 @pytest.mark.slow
 def test_a_quick_augmentation_tells_of_every_claim_and_is_measured_once(single, tmp_path, monkeypatch):
     augmentation.main(["--quick", "--out", str(tmp_path)])

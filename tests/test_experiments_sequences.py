@@ -40,6 +40,7 @@ def test_sentences_are_plain_prose_with_marks_apart():
     assert found == ["return the name of a file .", "well , it is here , too !"]
 
 
+@pytest.mark.example
 def test_words_are_those_of_the_list_or_of_docstrings(monkeypatch, tmp_path):
     file = tmp_path / "words"
     file.write_text("apple\nApril\nit\ncan't\npear\napple\nincomprehensible\n")

@@ -302,7 +302,13 @@ def test_second_run_goes_on_from_the_modules_of_the_first():
 # Isolation.
 
 
-@pytest.mark.parametrize(("make", "x"), FORMS.values(), ids=FORMS)
+# What a run could leave behind is seen on these: names, buffers, parameters born late, global sites.
+LEFT = ("pyro.module", "two called net", "born late", "BatchNorm", "global site")
+
+
+@pytest.mark.parametrize(
+    ("make", "x"), [pytest.param(*FORMS[form], id=form, marks=[] if form in LEFT else [pytest.mark.soak]) for form in FORMS]
+)
 def test_second_run_in_one_process_is_the_solo_run(make, x):
     solo = fit(make, x, batch_size=10)
     fit(make, x, batch_size=7, seed=9)

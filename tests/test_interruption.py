@@ -306,8 +306,8 @@ def obey(forks, undisturbed, folder, signals, seed):
 
 
 @pytest.mark.slow
-def test_12_signals_at_random_moments(forks, undisturbed, tmp_path):
-    obey(forks, undisturbed, tmp_path, 12, seed=1)
+def test_signals_at_random_moments_of_processes(forks, undisturbed, tmp_path):
+    obey(forks, undisturbed, tmp_path, 6, seed=1)
 
 
 @pytest.mark.soak

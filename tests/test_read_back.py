@@ -78,7 +78,12 @@ def test_a_loop_on_a_cpu_reads_each_loss_at_once(readings, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.soak] * (name in ("dynamic binarisation", "dropout", "a global site"))) for name in CASES],
+    [
+        pytest.param(
+            name, marks=[pytest.mark.soak] * (name in ("dynamic binarisation", "dropout", "a global site", "pyro.optim", "validation"))
+        )
+        for name in CASES
+    ],
 )
 def test_the_run_is_the_same_to_the_last_bit(name, read_every, readings, tmp_path):
     expected = at_once(name)
