@@ -347,7 +347,7 @@ class SVI(pyro.infer.SVI):
         gradients = [p.grad for p in params if p.grad is not None]
         if divisor != 1.0 and gradients:
             torch._foreach_div_(gradients, divisor)
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        norm = norm_of(gradients)
         self.gradient_norm = norm.item()
         values = loss if isinstance(loss, tuple) else (loss,)
         if not (all(abs(value) < float("inf") for value in values) and self.gradient_norm < float("inf")):
@@ -362,6 +362,11 @@ class SVI(pyro.infer.SVI):
             where=f"step {self.steps_taken}, before the update: no parameter was touched",
             mend=["lower the learning rate", "clip the gradient: clip_norm=10", "keep scales away from 0"],
         )
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients together, 0-d: torch's ``get_total_norm`` without its grouping, which is most of it for small networks."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) if gradients else torch.zeros(())
 
 
 def _traced(capture: Any) -> dict[int, Tensor]:

@@ -13,7 +13,7 @@ from ppvae.engine import Call, Gradients, Untrue
 from ppvae.errors import ObjectiveError, ProgramError
 from ppvae.modules import Program
 from ppvae.ranks import Ranks
-from ppvae.svi import SVI
+from ppvae.svi import SVI, norm_of
 
 
 class SharedSVI(SVI):
@@ -115,5 +115,5 @@ class SharedSVI(SVI):
         *gradients, there = self.ranks.summed([*mine, there])
         leaves = [leaf for leaf, count in zip(self.leaves, there.tolist(), strict=True) if count]
         gradients = [gradient for gradient, count in zip(gradients, there.tolist(), strict=True) if count]
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        norm = norm_of(gradients)
         return Gradients(norm, norm, leaves, gradients)

@@ -16,6 +16,7 @@ from pairs import optim
 from ppvae import SVI
 from ppvae.errors import DivergedError, ObjectiveError, ProgramError
 from ppvae.state import named_tensors
+from ppvae.svi import norm_of
 
 adam = functools.partial(torch.optim.Adam, lr=0.01)
 sgd = functools.partial(torch.optim.SGD, lr=1.0)
@@ -148,6 +149,18 @@ def test_gradient_norm_is_told_before_clipping():
     svi = SVI(nothing, nothing, sgd, three, clip_norm=0.1)
     svi.step(torch.zeros(1))
     assert svi.gradient_norm == 3.0
+
+
+@pytest.mark.parametrize("sizes", [[(3, 4)], [(64, 64), (64,), (1, 1, 5), ()], [(400, 784), (0,), (400,)]], ids=str)
+def test_the_norm_is_torchs_bit_for_bit(sizes):
+    gradients = [torch.randn(size, dtype=torch.float32) for size in sizes]
+    assert norm_of(gradients).item() == torch.nn.utils.get_total_norm(gradients).item()
+
+
+def test_the_norm_of_gradients_of_two_types():
+    """3, 4 and 12 make 13."""
+    gradients = [torch.tensor([3.0, 4.0], dtype=torch.float32), torch.tensor([12.0], dtype=torch.float64)]
+    assert norm_of(gradients).item() == 13.0
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, -1.0, float("nan")], ids=str)
