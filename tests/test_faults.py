@@ -644,4 +644,4 @@ def test_a_small_file_system_that_is_full_and_then_read_only(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     full, read_only = [line for line in done.stdout.splitlines() if line.startswith("74")]
     assert "No space left on device|  where: " in full and " bytes needed, " in full
-    assert "other cannot be written: Read-only file system" in read_only
+    assert "other: Read-only file system" in read_only
