@@ -188,6 +188,20 @@ def test_streamed_reductions_equal_the_whole(sizes, shift, zeros):
     assert torch.allclose(found.k_hat, importance.k_hat(weights), atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize("kind", importance.WEIGHTS)
+def test_data_that_are_sorted_a_few_at_a_time_keep_their_own_numbers(kind, monkeypatch):
+    """11 data of scales and heights of their own, 4 at a time, one of them with weights that are all equal."""
+    monkeypatch.setattr(importance, "CELLS", 4 * 2 * 1024)
+    weights = torch.randn(3000, 11) * torch.linspace(0.5, 3.0, 11) + torch.linspace(-900.0, 900.0, 11)
+    weights[:, 9] = 7.0
+    found = importance.Streamed(3000, 11)
+    for block in weights.split(64):
+        found.add(block)
+    same(found.reduced(kind), importance.reduced(weights, kind), 1e-9)  # rounding, as above
+    assert torch.allclose(found.k_hat, importance.k_hat(weights), atol=1e-9, rtol=0)
+    assert found.k_hat.isinf().nonzero().flatten().tolist() == [9]
+
+
 @SEARCH
 @hypothesis.given(sizes=SIZES, ahead=st.integers(1, 5000), kind=st.sampled_from(importance.WEIGHTS))
 def test_reductions_of_what_came_so_far_are_those_of_so_many(sizes, ahead, kind):

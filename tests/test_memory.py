@@ -136,6 +136,16 @@ def test_densities_of_less_than_a_block_come_from_the_blocks_draws(most, left):
     ]
 
 
+@pytest.mark.parametrize("row", [3, 70])
+def test_a_piece_that_is_no_data_is_named_by_its_row(row):
+    model, guide = pairs.ours()
+    x = pairs.binary(100)
+    x[row, 2] = 7.0
+    with pytest.raises(DataError) as raised:
+        ppvae.log_weights(Crowded(model, LOOKS), guide, x, num_particles=7, blocks_at_once=2)
+    assert raised.value.where == f"row {row}, column 2: 7"
+
+
 @pytest.mark.parametrize("in_plate", [True, False], ids=["plate", "repeated"])
 def test_densities_and_their_gradients_go_down_to_one_datum_and_particle(in_plate):
     """Of 5 data and 3 particles: 15 pairs are too many, and 8, ... and at last 2."""
