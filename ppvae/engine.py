@@ -21,6 +21,7 @@ from torch.utils import _pytree
 
 from ppvae import policy
 from ppvae.capture import Graph, NotCaptured, capture, compiled, difference, why_no_compiler
+from ppvae.gradient_bound import return_bound
 from ppvae.leaves import graph_leaves
 from ppvae.objectives import Scaled, Scales
 from ppvae.surrogates import loss_and_surrogate, why_not
@@ -84,15 +85,22 @@ class Call:
 
 @dataclass
 class Gradients:
-    """The loss of a batch over its divisor, the norm of the gradient before clipping, and the gradient leaf by leaf.
+    """The loss of a batch over its divisor, and its gradient leaf by leaf.
 
-    Where they were verified, also the buffers and what they held before.
+    Attributes:
+        loss: 0-d.
+        bound: 0-d, no smaller than the norm of the gradient before clipping.
+        leaves, gradients: In the same order.
+        norm: 0-d, that norm, where clipping or a reading later on needed it: ``bound`` is then no larger.
+        verified: Whether they were held to eager Pyro.
+        buffers: Then the buffers and what they held before.
     """
 
     loss: Tensor
-    norm: Tensor
+    bound: Tensor
     leaves: list[Tensor]
     gradients: list[Tensor]
+    norm: Tensor | None = None
     verified: bool = False
     buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -109,6 +117,7 @@ class Compiled:
     graph: Graph
     leaves: list[Tensor]
     numbers: dict[str, Any]
+    normed: bool
     half: bool = False
     turned: bool = False
     calls: int = 0
@@ -250,6 +259,7 @@ class Engine:
 
     def _captured(self, call: Call, divisor: float, turn: bool) -> Compiled:
         leaves: list[Tensor] = []
+        normed = self.clip_norm is not None or self.read_every > 1
 
         def function(beta: Tensor, likelihood_weight: Tensor, *inputs: Tensor) -> list[Tensor]:
             before = self.scales.latent, self.scales.observed
@@ -265,7 +275,9 @@ class Engine:
                 if not leaves:
                     raise NotCaptured("the loss depends on no parameter")
                 gradients = torch.autograd.grad(surrogate / divisor, leaves)
-                norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+                if not normed:
+                    return [loss.detach() / divisor, *gradients]
+                norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
                 if self.clip_norm is not None:
                     factor = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
                     gradients = tuple(g * factor for g in gradients)
@@ -298,7 +310,9 @@ class Engine:
             raise NotCaptured(f"two captures differ: {said}")
         if [id(leaf) for leaf in found[0]] != [id(leaf) for leaf in found[1]]:
             raise NotCaptured("every run makes parameters of its own")
-        return Compiled(self.backend(graphs[0], inputs), graphs[0], list(leaves), numbers, half, turning.turned)
+        if not normed:
+            return_bound(graphs[0].module, first=1)
+        return Compiled(self.backend(graphs[0], inputs), graphs[0], list(leaves), numbers, normed, half, turning.turned)
 
     def _pays(self, call: Call) -> bool:
         """Whether products of bfloat16 are faster than those of float32 at this batch: on a CPU only the large ones repay the casts."""
@@ -309,10 +323,10 @@ class Engine:
             if scheduled:
                 weight.fill_(float(value))
         try:
-            loss, norm, *gradients = step.run(*self.weights, *call.inputs)
+            loss, bound, *gradients = step.run(*self.weights, *call.inputs)
         except (RuntimeError, AssertionError) as error:  # a shape inside that this batch's values decide, a parameter given another
             raise Untrue(f"it fails on this batch: {str(error).splitlines()[0]}") from error
-        return Gradients(loss, norm, step.leaves, gradients)
+        return Gradients(loss, bound, step.leaves, gradients, bound if step.normed else None)
 
     def _eager(self, call: Call, divisor: float, leaves: list[Tensor]) -> _Expected:
         """What Pyro's own objective gives, with the noise that the next draw will be; nothing is left changed."""
@@ -346,6 +360,8 @@ class Engine:
         if born:
             raise Untrue(f"{born} parameters have a gradient that were not there when the step was captured")
         norm = math.sqrt(sum(g.square().sum().item() for g in expected.gradients.values()))
+        if not (math.isfinite(norm) or _are_finite(found)):
+            return
         factor = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
         largest = max((g.abs().max().item() for g in expected.gradients.values() if g.numel()), default=0.0) * factor
         own, common = TOLERANCES.get(dtype, TOLERANCE)
@@ -395,6 +411,11 @@ class ChannelsLast(TorchFunctionMode):
             self.turned = True
             args = (args[0], args[1].clone(memory_format=torch.channels_last), *args[2:])
         return function(*args, **(kwargs or {}))
+
+
+def _are_finite(found: Gradients) -> bool:
+    norm = [] if found.norm is None else [found.norm]  # gradients may have been made zeros where it is not
+    return all(bool(torch.isfinite(t).all()) for t in (*norm, *found.gradients))
 
 
 @dataclass

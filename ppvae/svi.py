@@ -20,6 +20,7 @@ from torch import Tensor
 from ppvae.capture import NotCaptured
 from ppvae.engine import MOST_SHAPES, WAIT, Call, Engine, Gradients, Untrue
 from ppvae.errors import DivergedError, ObjectiveError, ProgramError, UnreliableWarning
+from ppvae.gradient_bound import LARGEST
 from ppvae.leaves import leaves_of_pair
 from ppvae.modules import Program
 from ppvae.objectives import ANCHOR, Scaled, Scales, Weight, is_jit, refuse_model_enumeration, refuse_weights, weight_at
@@ -59,6 +60,11 @@ class SVI(pyro.infer.SVI):
             with the same noise at every step that is verified.
         optim, loss: Pyro's own names for ``optimizer`` and ``objective``.
 
+    Attributes:
+        gradient_norm: Of the last step, before clipping; nan where it was not measured.
+        measure_norm: Whether every step measures it. Eager steps do, since they look whether it is finite; a compiled one knows that by a
+            bound (``gradient_bound``), and with False spares the pass over all gradients, unless it clips.
+
     Raises:
         ObjectiveError: A weight other than 1 with an objective in which it would not be the weighted ELBO.
         DivergedError: by ``step``, before the update, where the loss or a gradient is not finite.
@@ -96,6 +102,7 @@ class SVI(pyro.infer.SVI):
                 refuse_weights(self.objective, name)
         self.steps_taken = 0
         self.gradient_norm: float | Tensor = float("nan")
+        self.measure_norm = True
         self.leaves: list[Tensor] = []
         self._looked = False
         self._told = False
@@ -153,13 +160,27 @@ class SVI(pyro.infer.SVI):
             self.engine.settle()
             return self._eager_step(*call.arguments(*call.inputs), divisor)
         loss: float | Tensor = found.loss
-        self.gradient_norm = found.norm
         if self.engine.read_every == 1:
-            loss, self.gradient_norm = found.loss.item(), found.norm.item()
-            if not (abs(loss) < float("inf") and self.gradient_norm < float("inf")):
-                self._diverged((loss,))
+            loss = self._sound_loss(found)
+        elif found.norm is not None:  # in every graph, where a loop reads late
+            self.gradient_norm = found.norm
         self._update(found)
         self.steps_taken += 1
+        return loss
+
+    def _sound_loss(self, found: Gradients) -> float:
+        """The loss of a compiled step, once loss and gradient are known to be finite.
+
+        Raises:
+            DivergedError: One of them is not.
+        """
+        loss, proved = found.loss.item(), found.bound.item() < LARGEST
+        norm = found.norm
+        if norm is None and (self.measure_norm or not proved or not abs(loss) < float("inf")):
+            norm = norm_of(found.gradients)
+        self.gradient_norm = float("nan") if norm is None else norm.item()
+        if not (abs(loss) < float("inf") and (proved or self.gradient_norm < float("inf"))):
+            self._diverged((loss,))
         return loss
 
     def retake(self) -> NoReturn:

@@ -71,6 +71,7 @@ class SharedSVI(SVI):
         if heads[:, 1].all():
             self.verified = self._remember(self.leaves, own.buffers)
         loss, found = heads[:, 4].sum().item(), self._summed(own)
+        assert found.norm is not None  # as ``_summed`` gives it
         self.gradient_norm = found.norm.item()
         if not (abs(loss) < float("inf") and self.gradient_norm < float("inf")):
             self._diverged((loss,))
@@ -116,4 +117,4 @@ class SharedSVI(SVI):
         leaves = [leaf for leaf, count in zip(self.leaves, there.tolist(), strict=True) if count]
         gradients = [gradient for gradient, count in zip(gradients, there.tolist(), strict=True) if count]
         norm = norm_of(gradients)
-        return Gradients(norm, norm, leaves, gradients)
+        return Gradients(norm, norm, leaves, gradients, norm)

@@ -51,6 +51,9 @@ WORTH_COMPILING = 3000
 ASK_EVERY = 16
 # Steps of an epoch after which a run that diverges has another state to go back to: no more of its work is lost.
 REST_EVERY = 1000
+# Steps of an epoch of which one has the norm of its gradient measured, for the history: a pass over all gradients, which a compiled step of
+# few rows feels.
+NORM_EVERY = 8
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Position:
     epoch: int = 0  # finished
     batch: int = 0  # of the epoch under way
     loss_sum: float = 0.0  # of the epoch under way, over its data
-    norm_sum: float = 0.0  # over its steps
+    norm_sum: float = 0.0  # over every eighth of its steps, the first included
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = "running"
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -116,7 +119,7 @@ class Training:
     _said_little_room: bool = False
     _verified_at: Any = None
     _measured_rows: KeptBatches = field(default_factory=KeptBatches)
-    _unread: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)  # losses, norms and data of steps taken
+    _unread: list[tuple[Tensor, Tensor, int, bool]] = field(default_factory=list)  # of steps taken: loss, norm, data, whether it counts
 
     @property
     def steps_per_epoch(self) -> int:
@@ -258,6 +261,7 @@ class Training:
             self._next_rest = resting(self)
         self._seed_step()
         n = len(self._rows(position.epoch, position.batch))
+        self.svi.measure_norm = measured = position.batch % NORM_EVERY == 0
         try:
             loss = self._take(call, n)
         except Rewound:
@@ -282,9 +286,9 @@ class Training:
         position.batch += 1
         norm = self.svi.gradient_norm
         if isinstance(loss, Tensor) and isinstance(norm, Tensor):
-            self._unread.append((loss, norm, n))
+            self._unread.append((loss, norm, n, measured))
         else:
-            self._sum_up(float(loss), float(norm), n)
+            self._sum_up(float(loss), float(norm) if measured else 0.0, n)
         if len(self._unread) >= self.svi.engine.read_every or position.batch == self.steps_per_epoch:
             self._settled()
 
@@ -319,11 +323,11 @@ class Training:
         unread, self._unread = self._unread, []
         if not unread:
             return
-        read = torch.stack([value for loss, norm, _ in unread for value in (loss, norm)]).tolist()
+        read = torch.stack([value for loss, norm, *_ in unread for value in (loss, norm)]).tolist()
         if not all(map(math.isfinite, read)):
             self.svi.retake()
-        for loss, norm, (*_, n) in zip(read[::2], read[1::2], unread, strict=True):
-            self._sum_up(loss, norm, n)
+        for loss, norm, (*_, n, measured) in zip(read[::2], read[1::2], unread, strict=True):
+            self._sum_up(loss, norm if measured else 0.0, n)
 
     def _settled(self) -> bool:
         """Whether all steps taken are known to be sound; where not, the run stands where they were."""
@@ -423,7 +427,7 @@ class Training:
             "objective": -position.loss_sum / len(self.data),
             "beta": weight_at(self.svi.beta, step - 1),
             "likelihood_weight": weight_at(self.svi.likelihood_weight, step - 1),
-            "gradient_norm": position.norm_sum / self.steps_per_epoch,
+            "gradient_norm": position.norm_sum / math.ceil(self.steps_per_epoch / NORM_EVERY),
             "steps_per_second": speed,
             "learning_rate": self._learning_rate(),
             **self._measured_unless_asked_to_stop(),

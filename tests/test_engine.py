@@ -96,6 +96,8 @@ def hold_gradients(svi, entry):
         assert {id(leaf) for leaf in found.leaves} == {id(leaf) for leaf in svi.leaves}
         torch.testing.assert_close(found.loss.item(), expected, rtol=1e-13, atol=1e-13)  # rounding: some hundred terms
         torch.testing.assert_close(found.gradients, [g * factor for g in gradients], rtol=1e-11, atol=1e-11)
+        norm = sum(g.square().sum().item() for g in gradients) ** 0.5
+        assert norm * (1 - 1e-12) <= found.bound.item() < 100 * norm
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in COMBINED)) for name in CAPTURED])

@@ -181,7 +181,7 @@ def test_no_update_behind_a_loss_that_is_not_finite_spoils_a_parameter(name, rea
     unread, settle = [], Training._settle
 
     def settling(self):
-        count = sum(not torch.isfinite(norm) for _, norm, _ in self._unread)
+        count = sum(not torch.isfinite(norm) for _, norm, *_ in self._unread)
         if count:
             unread.append(count)
             assert all(torch.isfinite(leaf).all() for leaf in self.svi.leaves)

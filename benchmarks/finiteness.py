@@ -1,0 +1,103 @@
+"""What it costs to see, before every update, that loss and gradient are finite.
+
+    python -m benchmarks.finiteness            # two minutes, one thread
+
+A step of ``ppvae.fit`` as it is, and the same step with the check taken out, in turns of short blocks in one process.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx
+
+import ppvae
+from benchmarks.timing import BLOCK_SECONDS, Block, block, interleaved, is_clean, median_interval, ratio
+from ppvae import guides, models
+from ppvae.engine import Call, Gradients
+from ppvae.training import NORM_EVERY
+
+ROUNDS = 60
+# Name, pixels, hidden units, latents, rows: A1 of the other tables, and a network so small that calls are all it costs.
+NETWORKS = [("A1", 784, 200, 50, 20), ("A1", 784, 200, 50, 100), ("A1", 784, 200, 50, 512), ("digits", 64, 64, 4, 512)]
+
+
+class Unchecked(ppvae.SVI):
+    """A step that looks at nothing but the loss, which the caller is given."""
+
+    def _sound_loss(self, found: Gradients) -> float:
+        return found.loss.item()
+
+    def _check_and_clip(self, loss: Any, params: list[Tensor], divisor: float) -> None:
+        torch._foreach_div_([p.grad for p in params if p.grad is not None], divisor)
+
+
+@contextmanager
+def without_bound() -> Iterator[None]:
+    """Graphs return the loss once more where the bound would be."""
+
+    def nothing(module: fx.GraphModule, first: int) -> None:
+        output = next(node for node in module.graph.nodes if node.op == "output")
+        values = list(output.args[0])
+        output.args = ([*values[:first], values[0], *values[first:]],)
+        module.recompile()
+
+    with mock.patch("ppvae.engine.return_bound", nothing):
+        yield
+
+
+def stepper(kind: type[ppvae.SVI], network: tuple[str, int, int, int, int], compiled: bool) -> Callable[[int], None]:
+    """So many steps as the loop takes them: of every eight the first has its norm measured."""
+    _, pixels, hidden, latents, rows = network
+    torch.manual_seed(0)
+    model = models.Bernoulli(ppvae.nn.MLP(latents, [hidden, hidden], pixels, torch.nn.Tanh), latent_dim=latents)
+    guide = guides.DiagonalNormal(ppvae.nn.MLP(pixels, [hidden, hidden], 2 * latents, torch.nn.Tanh), latent_dim=latents)
+    svi = kind(model, guide, functools.partial(torch.optim.Adam, lr=1e-4), compile=compiled)
+    call = Call.of(((torch.rand(rows, pixels) < 0.3).float(),), {})
+
+    def run(steps: int) -> None:
+        for step in range(steps):
+            svi.measure_norm = step % NORM_EVERY == 0
+            svi.take(call, float(rows))
+
+    run(40)  # compiled, and past the steps that are verified often
+    if compiled and not svi.engine.steps:
+        raise RuntimeError(f"nothing was compiled: {svi.engine.reason}")
+    return run
+
+
+def share(network: tuple[str, int, int, int, int], compiled: bool) -> str:
+    """A line of the table."""
+    runs = {"checked": stepper(ppvae.SVI, network, compiled)}
+    with without_bound():
+        runs["unchecked"] = stepper(Unchecked, network, compiled)
+    steps = max(8, round(BLOCK_SECONDS / (block(runs["unchecked"], 16)[0] / 16) / 8) * 8)
+
+    def measured(run: Callable[[int], None]) -> Block:
+        seconds, foreign = block(run, steps, settle=2)
+        return Block(seconds / steps, is_clean(seconds, foreign))
+
+    found = interleaved({name: functools.partial(measured, run) for name, run in runs.items()}, ROUNDS)
+    cost = ratio(found["checked"], found["unchecked"])
+    step = median_interval(found["checked"].clean)
+    low, high = (100 * (bound - 1) for bound in (cost.low, cost.high))
+    what = f"{network[0]}, {network[-1]} rows | {'compiled' if compiled else 'eager'}"
+    return f"| {what} | {1e3 * step.median:.2f} ms | {100 * (cost.median - 1):.1f} % [{low:.1f}, {high:.1f}] |"
+
+
+def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    print("| network | step | takes | of which the check |\n|---|---|---|---|")
+    for network in NETWORKS:
+        for compiled in (False, True):
+            print(share(network, compiled), flush=True)
+
+
+if __name__ == "__main__":
+    main()
