@@ -171,3 +171,14 @@ def test_the_history_holds_the_mean_norm_of_every_eighth_step(compiled, graphs, 
         expected = [norm for batch, norm in norms[17 * epoch : 17 * (epoch + 1)] if batch in (0, NORM_EVERY, 2 * NORM_EVERY)]
         assert run.history[epoch]["gradient_norm"] == pytest.approx(sum(expected) / 3, rel=1e-15)
     assert all(math.isnan(norm) == (compiled and batch % 8 != 0) for batch, norm in norms)
+
+
+def test_a_loop_that_reads_late_is_told_by_the_norm_and_no_fault_of_the_compiled_step_is_seen(graphs):
+    pair = Root()
+    svi = ppvae.SVI(pair.model, pair.guide, functools.partial(torch.optim.Adam, lr=1e-3), compile=True)
+    svi.engine.read_every = 2  # as on an accelerator: gradients that are no numbers are zeros
+    for _ in range(4):
+        svi.step(torch.ones(3, 6))
+    svi.step(torch.zeros(3, 6))  # the fourth of the compiled ones, which is held to eager Pyro
+    assert torch.isnan(svi.gradient_norm) and svi.engine.reason == ""
+    assert all(torch.isfinite(p).all() for p in pair.parameters())
