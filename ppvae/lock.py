@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
@@ -16,15 +16,16 @@ from ppvae.storage import make_folder, unwritable
 LOCK, HOLDER = ".lock", ".lock-holder"
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the kernel lets go when it dies.
+    """Hold a run folder for this process; the kernel lets go when it dies. A folder that is made for it and stays empty is gone afterwards.
 
     Raises:
         LockedError: Another process holds it, named by host and pid.
         RunError: The folder cannot be made, or has no room.
     """
     lock, name = filelock.FileLock(folder / LOCK, timeout=0), f"process {os.getpid()} on {socket.gethostname()}"
+    made = not folder.exists()
     try:
         make_folder(folder)
         lock.acquire()
@@ -37,7 +38,19 @@ def locked(folder: Path) -> Iterator[None]:
     try:  # what goes wrong inside is not about the lock
         yield
     finally:
+        with contextlib.suppress(OSError):  # it holds what somebody else put there, or is no longer ours to write to
+            _leave_nothing(folder, made)
         lock.release()
+
+
+def _leave_nothing(folder: Path, made: bool) -> None:
+    """Take the lock's files out of a folder in which nothing was begun, while it is still held."""
+    if {path.name for path in folder.iterdir()} != {LOCK, HOLDER}:
+        return
+    (folder / HOLDER).unlink()
+    (folder / LOCK).unlink()
+    if made:
+        folder.rmdir()
 
 
 def refuse_held(folder: Path) -> None:

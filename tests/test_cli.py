@@ -280,9 +280,9 @@ def test_who_may_not_train_is_told_before_torch_is_imported(tmp_path):
     with locked(tmp_path / "held"):
         before = sorted(path.name for path in (tmp_path / "held").iterdir())
         done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, cwd=tmp_path, env=environment())
+        assert sorted(path.name for path in (tmp_path / "held").iterdir()) == before
     assert done.returncode == 75
     assert done.stderr.splitlines()[1].startswith(f"error: held is held by process {os.getpid()} on ")
-    assert sorted(path.name for path in (tmp_path / "held").iterdir()) == before
 
 
 def test_the_options_of_a_run_are_written_by_who_holds_its_folder(tmp_path, monkeypatch):
@@ -361,6 +361,11 @@ def test_a_new_run_that_is_refused_leaves_no_folder(tmp_path, monkeypatch, capsy
     Path("x.csv").write_text("a,b\n1,2\n3\n")
     assert failure(capsys, "train", "--new", "--data", "x.csv")[0] == 65
     assert not Path("runs").exists()
+    Path("x.csv").write_text("a,b\n" + "1,2\n3,4\n" * 20)  # counts, which a Bernoulli refuses as training is about to begin
+    for folder in (["--new"], ["--out", "runs/other"]):
+        code, text = failure(capsys, "train", *folder, "--data", "x.csv", "--likelihood", "bernoulli", *SMALL)
+        assert code == 65 and text.startswith("error: the data do not fit the likelihood: ")
+        assert not list(Path("runs").iterdir())
 
 
 def test_out_of_a_file_can_be_left_out_beside_new(tmp_path):

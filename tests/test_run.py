@@ -331,6 +331,26 @@ def test_run_in_memory_writes_nothing():
     assert trained(pairs.ours, pairs.binary(), None, epochs=1).write_result("elbo", {}) is None
 
 
+@pytest.mark.parametrize("before", ["no folder", "an empty folder", "a folder with a file", "a folder in which a run begins"])
+def test_a_lock_leaves_no_more_than_it_found(before, tmp_path):
+    """A refused run that left its lock would take the name of the next."""
+    folder = tmp_path / "above" / "run"
+    if before != "no folder":
+        folder.mkdir(parents=True)
+    if before == "a folder with a file":
+        (folder / "own").touch()
+    found = sorted(folder.iterdir()) if folder.exists() else None
+    with locked(folder):
+        assert {path.name for path in folder.iterdir()} >= {".lock", ".lock-holder"}
+        if before == "a folder in which a run begins":
+            (folder / "config.json").touch()
+    left = sorted(path.name for path in folder.iterdir()) if folder.exists() else None
+    if before in ("no folder", "an empty folder"):
+        assert left == found
+    else:  # the lock's own files stay: unlinked, another process would make a second lock beside one that is held
+        assert left == sorted([".lock", ".lock-holder", "own" if before == "a folder with a file" else "config.json"])
+
+
 def test_lock_names_its_holder(tmp_path):
     with locked(tmp_path):
         assert (tmp_path / ".lock-holder").read_text().endswith(f" on {socket.gethostname()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from ppvae.commands import pairs
 from ppvae.commands.folders import writable
 from ppvae.commands.processes import check_device, together
 from ppvae.data import Data, Splits
-from ppvae.errors import RunError
+from ppvae.errors import PpvaeError, RunError
 from ppvae.interruption import exit_code
 from ppvae.modules import Program
 from ppvae.options import Pair, Train
@@ -56,12 +57,18 @@ def trained(options: Train) -> Run:
     _refuse_what_is_there(options)
     data = data_of(options)
     model, guide, source = pairs.pair(data.train, options)
+    there = options.run_folder.exists() and not options.new
     folder = _folder(options)  # last of all: what is refused before leaves no empty one
     try:
         return _fitted(options, folder, data, model, guide, source)
     except KeyboardInterrupt:
         if options.new:
             say(f"the same command with --out {folder} --resume in place of --new goes on from the newest checkpoint")
+        raise
+    except PpvaeError:
+        if not there:
+            with contextlib.suppress(OSError):  # training had begun in it: it stays
+                folder.rmdir()
         raise
 
 
