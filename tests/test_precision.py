@@ -72,9 +72,11 @@ def test_log_p_in_float64_is_that_of_float32_within_its_error(run, capsys):
     assert (double["source"]["data"]["dtype"], "dtype" in single["source"]["data"]) == ("float64", False)
     assert double["source"]["data"]["sha256"] == single["source"]["data"]["sha256"]  # so that the two can be compared
     assert torch.get_default_dtype() == torch.float32
-    assert [line for line in facts.commands(record_of(run)) if "evaluate" in line] == [
+    record = record_of(run)
+    assert [line for line in facts.commands(record) if "evaluate" in line] == [
         f"ppvae evaluate {run} --split test --num-data 20 --dtype float64 --num-particles 400 --bounds"
     ]
+    assert {measure for _, _, measure, _ in facts.provenance(record)} == {"counting, seed 0, float64"}
 
 
 def test_gaps_in_float64_say_so(run, capsys):

@@ -142,9 +142,9 @@ def table(record: Record) -> list[Row]:
 
 
 def provenance(record: Record) -> list[tuple[str, str, str, str]]:
-    """Of each file of results: name, data, measure, SHA-256 of the rows."""
+    """Of each file of results: name, data, measure with seed and what else than float32 it was computed in, SHA-256 of the rows."""
     return [
-        (name, data_of(source), f"{source.measure}, seed {source.seed}", str(source.data.get("sha256", "")))
+        (name, data_of(source), ", ".join([source.measure, f"seed {source.seed}", *_dtype(source)]), str(source.data.get("sha256", "")))
         for name, source in record.results.by_file.items()
     ]
 
@@ -162,6 +162,11 @@ def rows_of(source: Provenance) -> dict[str, Any]:
     """The rows behind a result: those measured, or those that simulated data took their shape from."""
     found: dict[str, Any] = source.data.get("template", source.data)
     return found
+
+
+def _dtype(source: Provenance) -> list[str]:
+    """The type that was asked for, where one was."""
+    return [rows_of(source)["dtype"]] if "dtype" in rows_of(source) else []
 
 
 def commands(record: Record) -> list[str]:
@@ -246,7 +251,7 @@ def _rows(over: str, source: Provenance) -> str:
         return ""
     other = over.removesuffix(f"-{split[1]}")
     data = f" --data {shlex.quote(other)}" if other != over else ""
-    dtype = f" --dtype {rows_of(source)['dtype']}" if "dtype" in rows_of(source) else ""
+    dtype = "".join(f" --dtype {dtype}" for dtype in _dtype(source))
     rows = f" --num-data {split[2]}" if split[2] else ""
     return f"{data} --split {split[1]}{rows}" + (f" --seed {source.seed}" if source.seed else "") + dtype
 
