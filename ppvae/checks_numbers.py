@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppvae import noise
@@ -170,45 +173,92 @@ def particle_finding(pair: Pair) -> Finding:
 UNREACHED = "receive no gradient from Trace_ELBO"
 
 
+@dataclass(frozen=True)
+class Held:
+    """A parameter of a pair."""
+
+    tensor: Tensor
+    sides: tuple[str, ...]  # "model", "guide" or both
+    root: Module | None  # the module by which it was found; None of a ``pyro.param`` statement
+    certain: bool  # whether it is the program's for sure: not of a module that a function or object merely refers to
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The parameters of a pair by name, those that ask for a gradient, and of these those that one run's gradient does not reach."""
+
+    held: dict[str, Held]
+    asking: list[str]
+    unreached: list[str]
+
+
+def reach(model: Program, guide: Program, x: Batch, frozen: Iterable[Tensor] = ()) -> Reach:
+    """Run a pair once and see which parameters the unweighted Trace_ELBO depends on, whatever number its gradient is.
+
+    Args:
+        model, guide: The programs, in the modes and the store that they are to be looked at in.
+        x: A batch.
+        frozen: Parameters that ask for no gradient, though a run of a ``PyroModule`` may give them one.
+    """
+    noted = {"model": Statements("model"), "guide": Statements("guide")}
+    with torch.enable_grad():
+        loss = Trace_ELBO().differentiable_loss(_within(model, noted["model"]), _within(guide, noted["guide"]), x)
+        held = _parameters(model, guide, noted["guide"].found + noted["model"].found)
+        still = {id(parameter) for parameter in frozen}
+        asking = [name for name, one in held.items() if one.tensor.requires_grad and id(one.tensor) not in still]
+        gradients: Sequence[Tensor | None] = (None,) * len(asking)
+        if isinstance(loss, Tensor) and loss.requires_grad and asking:
+            gradients = torch.autograd.grad(loss, [held[name].tensor for name in asking], allow_unused=True)
+    return Reach(held, asking, [name for name, gradient in zip(asking, gradients, strict=True) if gradient is None])
+
+
+def _within(program: Program, statements: Statements) -> Program:
+    def run(x: Batch) -> Any:
+        with statements:
+            return program(x)
+
+    return run
+
+
 def gradient_findings(model: Program, guide: Program, x: Batch) -> list[Finding]:
     """Parameters that no gradient of Trace_ELBO reaches, and those that ask for none."""
-    statements = Statements()
-    with looking(model, guide, x=x, purpose="gradient"), torch.enable_grad():
+    with looking(model, guide, x=x, purpose="gradient"):
         try:
-            with statements:
-                loss = Trace_ELBO().differentiable_loss(model, guide, x)
+            seen = reach(model, guide, x)
         except Exception as error:  # the objective meets what the programs' own runs did not
             mend = "train by an objective that takes the pair, and look at the gradients there"
             return [raised_finding("warning", "Trace_ELBO", error, "the pair", mend)]
-        held = _parameters(model, guide, statements.found)
-        asking = {name: tensor for name, tensor in held.items() if tensor.requires_grad}
-        gradients: Sequence[Tensor | None] = (None,) * len(asking)
-        if isinstance(loss, Tensor) and loss.requires_grad and asking:
-            gradients = torch.autograd.grad(loss, list(asking.values()), allow_unused=True)
-    unreached = [name for name, gradient in zip(asking, gradients, strict=True) if gradient is None]
-    frozen = [name for name in held if name not in asking]
+    frozen = [name for name in seen.held if name not in seen.asking]
     found = []
-    if unreached:
-        problem = f"{len(unreached)} of {len(asking)} parameters {UNREACHED}: {listed(unreached)}"
+    if seen.unreached:
+        problem = f"{len(seen.unreached)} of {len(seen.asking)} parameters {UNREACHED}: {listed(seen.unreached)}"
         found.append(Finding("warning", problem, "the pair", "use them in the program, remove them, or look for .detach() and .item()"))
     if frozen:
-        problem = f"{len(frozen)} of {len(held)} parameters do not ask for a gradient: {listed(frozen)}"
+        problem = f"{len(frozen)} of {len(seen.held)} parameters do not ask for a gradient: {listed(frozen)}"
         found.append(Finding("note", problem, "the pair", "requires_grad_(True), if they shall be trained"))
     return found
 
 
-def _parameters(model: Program, guide: Program, statements: Iterable[Statement]) -> dict[str, Tensor]:
+def _parameters(model: Program, guide: Program, statements: Iterable[Statement]) -> dict[str, Held]:
     """The parameters of a pair by name, tied ones once: of its modules, then of its ``pyro.param`` statements."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, Held] = {}
+    names: dict[int, str] = {}  # of the tensors found so far
+
+    def add(name: str, tensor: Tensor, side: str, root: Module | None, certain: bool) -> None:
+        known = found.get(names.setdefault(id(tensor), name))
+        sides = known.sides if known else ()
+        sides = sides if side in sides else (*sides, side)
+        root, certain = (known.root, known.certain or certain) if known else (root, certain)
+        found[names[id(tensor)]] = Held(tensor, sides, root, certain)
+
     for side, program in (("model", model), ("guide", guide)):
         for root, module in modules_of(program).items():
             for name, parameter in module.named_parameters():
                 key = ".".join(part for part in (side, root, name.removesuffix("_unconstrained")) if part)
-                if not any(parameter is other for other in found.values()):
-                    found[key] = parameter
+                add(key, parameter, side, module, root == "")
     for statement in statements:
-        if statement.stored is not None and not any(statement.stored is other for other in found.values()):
-            found[f"param.{statement.name}"] = statement.stored
+        if statement.stored is not None:
+            add(f"param.{statement.name}", statement.stored, statement.side, None, True)
     return found
 
 

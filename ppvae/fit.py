@@ -20,11 +20,9 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 
 from ppvae import checkpoint, generators, noise
-from ppvae.batches import Batch, each, take
+from ppvae.batches import Batch, each
 from ppvae.capture import why_no_compiler
-from ppvae.check import ROWS, check
-from ppvae.checks_look import untouched
-from ppvae.checks_numbers import UNREACHED, gradient_findings
+from ppvae.check import check
 from ppvae.data import Data
 from ppvae.data.leakage import warn_of_leakage
 from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
@@ -66,6 +64,7 @@ from ppvae.svi import SVI, check_compile, check_objective
 from ppvae.together import SharedSVI
 from ppvae.training import WORTH_COMPILING, Training, rows_measured
 from ppvae.unmeasured import check_unmeasured
+from ppvae.unused import is_known, unused
 
 ONE_AT_A_TIME = threading.RLock()
 MAY_CHANGE = ("epochs", "patience", "rollbacks", "checkpoint_every", "device", "ranks")  # on resuming
@@ -97,6 +96,7 @@ def fit(
     compile: str | bool = "auto",
     precision: str = "float32",
     device: str | torch.device = "auto",
+    unused_parameters: str = "refuse",
     callback: Callable[[dict[str, Any]], Any] | None = None,
     source: Mapping[str, str] | None = None,
     command: Mapping[str, Any] | None = None,
@@ -134,6 +134,9 @@ def fit(
             loss, against float32 with the same noise, is said at the end; every epoch is measured in float32.
         device: "auto" (CUDA where there is one), or a torch device. Several processes, started by torchrun or a process group of the
             caller's, train together, each on its share of every batch (``ppvae.ranks``): all of them call this alike.
+        unused_parameters: "refuse" ends the run before its first step where a parameter that asks for a gradient gets none, whatever is
+            drawn; "allow" only says so, for programs that use it now and then. Not looked at: objectives that may train parameters in
+            other ways than by the ELBO's gradient, guides that take steps of their own, pairs that can be trained but not measured.
         callback: Called with each epoch's row of the history; returning False stops the run.
         source: How a program given by a file is found again: its file, name and SHA-256.
         command: The options of a command that starts the run, kept in its folder.
@@ -148,7 +151,7 @@ def fit(
 
     Raises:
         DataError: Data outside the support of an observed site, before the first step.
-        ProgramError, ShapeError: The pair breaks the contract of a program.
+        ProgramError, ShapeError: The pair breaks the contract of a program, or has parameters that no gradient reaches.
         ObjectiveError: A weight or schedule that would not be what its name says.
         DivergedError: A loss or gradient that is not finite, rollbacks notwithstanding; the last good state is kept.
         RunError: ``out`` cannot be written, has no room, or holds another run.
@@ -159,7 +162,9 @@ def fit(
     objective = objective if objective is not None else Trace_ELBO()
     optimizer = optimizer if optimizer is not None else functools.partial(torch.optim.Adam, lr=1e-3)
     _check_arguments(epochs, batch_size, patience, rollbacks, validation, objective, optimizer, scheduler, compile, precision)
-    optimizer = _unused(optimizer) if isinstance(optimizer, PyroOptim) else optimizer
+    if unused_parameters not in ("refuse", "allow"):
+        raise ObjectiveError(f"unused_parameters is 'refuse' or 'allow', got {unused_parameters!r}", mend="unused_parameters='refuse'")
+    optimizer = _unseeing(optimizer) if isinstance(optimizer, PyroOptim) else optimizer
     objective = copy.copy(objective)  # it notes its plates in itself, and the next run must find it as it was
     total_steps = epochs * math.ceil(len(data) / batch_size)
     beta, likelihood_weight = (w.resolved(total_steps) if isinstance(w, Linear) else w for w in (beta, likelihood_weight))
@@ -231,6 +236,8 @@ def fit(
         if why_eager:
             training.svi.engine.stop(why_eager)
         _look_at_pair(training, objective)
+        if not (resume and folder is not None and holds_a_run(folder)):
+            ranks.by_first(functools.partial(_look_for_unused, training, objective, unused_parameters == "allow"))
         if validation is not None and ranks.first:
             warn_of_leakage(data, validation)
         _begin(training, folder, config, source, command)
@@ -297,16 +304,25 @@ def _look_at_pair(training: Training, objective: Any) -> None:
         _check_all_rows(training, part)
     if training.pair.relaxed:
         warn_relaxed()
-    if type(objective) is Trace_ELBO and not hasattr(training.guide, "rows") and not hasattr(training.guide, "prepared"):
-        _say_unreached(training, take(shown, slice(0, ROWS)))
 
 
-def _say_unreached(training: Training, x: Batch) -> None:
+def _look_for_unused(training: Training, objective: Any, allowed: bool) -> None:
     """Parameters that the loss does not depend on: a ``.detach()`` too many, perhaps, and hours of training for nothing."""
-    with untouched(training.model, training.guide, device=training.device):
-        for finding in gradient_findings(training.model, training.guide, x):
-            if UNREACHED in finding.problem:
-                training.progress.say(f"note: {finding.problem}")
+    if training.pair is None or not is_known(objective, training.guide):
+        return
+    found = unused(
+        training.model,
+        training.guide,
+        training.data,
+        training.batch_size,
+        frozen=training.frozen,
+        seed=training.seed,
+        device=training.device,
+    )
+    if not allowed:
+        found.raise_if_any()
+    if found.names:
+        training.progress.say(f"note: {found}")
 
 
 def _check_all_rows(training: Training, part: Data) -> None:
@@ -407,7 +423,7 @@ def _unequal(name: str, before: Any, now: Any) -> list[str]:
     return [] if before == now else [f"{name}: the run has {before!r}, here {now!r}"]
 
 
-def _unused(optimizer: PyroOptim) -> PyroOptim:
+def _unseeing(optimizer: PyroOptim) -> PyroOptim:
     """A pyro.optim optimizer of the same arguments that has seen no parameter: those of another run are in another store."""
     own = copy.copy(optimizer)
     own.optim_objs, own.grad_clip, own._state_waiting_to_be_consumed = {}, {}, {}

@@ -108,6 +108,7 @@ class Train(Pair):
         compile: Whether steps run as compiled arithmetic: auto from 3,000 steps on, yes, no.
         precision: float32, or bfloat16 for the networks of compiled steps where that pays.
         device: auto, cpu, cuda, cuda:1.
+        unused_parameters: Whether parameters that would get no gradient end the run before its first step: refuse, or allow.
         out: The run folder; by default runs/ and the name of the data.
         new: Train into a folder of its own, the first free one of runs/NAME, runs/NAME-2, runs/NAME-3, ...
         resume: Go on from the newest checkpoint of the run folder, or start where there is none.
@@ -128,6 +129,7 @@ class Train(Pair):
     compile: Literal["auto", "yes", "no"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
+    unused_parameters: Literal["refuse", "allow"] = "refuse"
     out: Path | None = None
     new: bool = False
     resume: bool = False

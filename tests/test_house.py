@@ -49,6 +49,7 @@ TRAINING = {
     "rollback",
     "header",
     "unmeasured",
+    "unused",
 }  # the parts of fit.py that have a file of their own
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -123,6 +124,7 @@ ALLOWED: dict[str, set[str]] = {
     "diagnose": RUNNING | {"svi"},
     "header": {"data", "objectives"},
     "unmeasured": RUNNING | {"data"},
+    "unused": RUNNING | {"checks_look", "checks_numbers", "data", "objectives_traces"},
     "resume": RUNNING | RECORDS | {"optimizer", "generators"},
     "rollback": {"resume", "generators"},
     "training": RUNNING

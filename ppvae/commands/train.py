@@ -93,6 +93,7 @@ def _fitted(options: Train, folder: Path, data: Splits, model: Program, guide: P
         compile=COMPILE[options.compile],
         precision=options.precision,
         device=options.device,
+        unused_parameters=options.unused_parameters,
         source=source,
         command=record | {"out": str(folder), "new": False},  # what goes on with the run names its folder
     )
