@@ -29,6 +29,7 @@ from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, Shap
 from ppvae.header import described, say_header, say_shift
 from ppvae.interruption import STOPPED, listening
 from ppvae.lock import locked
+from ppvae.looked import digest_of, looked, record
 from ppvae.modules import Program, frozen_parameters, modules_of
 from ppvae.objectives import Linear, Weight, is_linear
 from ppvae.optimizer import OptimizerFactory
@@ -235,12 +236,14 @@ def fit(
         )
         if why_eager:
             training.svi.engine.stop(why_eager)
-        _look_at_pair(training, objective)
+        programs = functools.cache(functools.partial(_described, training, source))
+        known = None if folder is None else functools.partial(_looked_before, folder, config, programs)
+        relaxed = _look_at_pair(training, objective, known)
         if not (resume and folder is not None and holds_a_run(folder)):
             ranks.by_first(functools.partial(_look_for_unused, training, objective, unused_parameters == "allow"))
         if validation is not None and ranks.first:
             warn_of_leakage(data, validation)
-        _begin(training, folder, config, source, command)
+        _begin(training, folder, config, programs, relaxed, command)
         say_header(training)
         with listening() as training.interruption:
             training.loop()
@@ -265,8 +268,29 @@ def _engine(compile: str | bool, objective: Any, total_steps: int, device: torch
     return why_not(objective) or why_no_compiler(device.type)
 
 
-def _look_at_pair(training: Training, objective: Any) -> None:
-    """See whether the pair can be measured, and hold all data against the likelihood's support before the first step."""
+def _described(training: Training, source: Mapping[str, str] | None) -> dict[str, Any]:
+    """The programs as the folder keeps them: how they are made again, and their fingerprint."""
+    template = each(training.data.batch(slice(0, 2)), lambda part: part.to(training.device))
+    with pyro.get_param_store().scope():  # parameters are born of the run's seed, folder or not, and not of this look
+        here = fingerprint(training.model, training.guide, template)
+    return describe_programs(training.model, training.guide, source) | {"fingerprint": here}
+
+
+def _looked_before(folder: Path, config: Mapping[str, Any], programs: Callable[[], dict[str, Any]]) -> bool | None:
+    return looked(folder, digest_of(config, programs())) if holds_a_run(folder) else None
+
+
+def _look_at_pair(training: Training, objective: Any, known: Callable[[], bool | None] | None = None) -> bool:
+    """See whether the pair can be measured, and hold all data against the likelihood's support before the first step.
+
+    Args:
+        training: The run to be.
+        objective: What it is trained by.
+        known: What a pass over all data on just these things has found; None where there was none.
+
+    Returns:
+        Whether data lie outside the support of a site whose author asked for no validation.
+    """
     data, device = training.data, training.device
     sets = [data] + ([training.validation] if training.validation is not None else [])
     first = data.pieces(rows_measured(data, training.validation))[0]
@@ -284,10 +308,14 @@ def _look_at_pair(training: Training, objective: Any) -> None:
                 f"several processes share a batch out by rows, and the rows of this pair's densities are not known: {error.problem}",
                 mend=["record all sites of a datum inside pyro.plate('data', len(x), dim=-1)", "train in one process"],
             ) from error
-        for part in sets:
-            check_unmeasured(training.model, training.guide, part, training.batch_size, training.seed, device)
+        relaxed = training.ranks.by_first(known) if known else None
+        if relaxed is None:
+            about = training.batch_size, training.seed, device
+            relaxed = any([check_unmeasured(training.model, training.guide, part, *about) for part in sets])
+        if relaxed:
+            warn_relaxed()
         training.progress.say(f"note: this pair can be trained but not measured: {error.problem}")
-        return
+        return relaxed
     training.has_globals = bool(training.pair.globals)
     if training.has_globals and not is_linear(objective):
         raise ObjectiveError(
@@ -300,10 +328,15 @@ def _look_at_pair(training: Training, objective: Any) -> None:
             "batch one importance weight in place of one per datum",
             mend="record them inside the data plate, or leave them out",
         )
-    for part in sets:
-        _check_all_rows(training, part)
+    relaxed = training.ranks.by_first(known) if known else None
+    if relaxed is None:
+        for part in sets:
+            _check_all_rows(training, part)
+    else:
+        training.pair.relaxed = relaxed
     if training.pair.relaxed:
         warn_relaxed()
+    return training.pair.relaxed
 
 
 def _look_for_unused(training: Training, objective: Any, allowed: bool) -> None:
@@ -344,20 +377,18 @@ def _begin(
     training: Training,
     folder: Path | None,
     config: Mapping[str, Any],
-    source: Mapping[str, str] | None,
+    programs: Callable[[], dict[str, Any]],
+    relaxed: bool,
     command: Mapping[str, Any] | None,
 ) -> None:
-    template = each(training.data.batch(slice(0, 2)), lambda part: part.to(training.device))
     saved = None
     if folder is not None:
-        with pyro.get_param_store().scope():  # parameters are born of the run's seed, folder or not, and not of this look
-            here = fingerprint(training.model, training.guide, template)
         sound = checkpoint.newest(folder / "checkpoints") if holds_a_run(folder) else None
         if sound is not None:
             name, tensors, state, damaged = sound
             for problem in damaged:
                 warnings.warn(f"{problem}; going on from {name}", UnreliableWarning, stacklevel=3)
-            compare_fingerprints(read_description(folder, PROGRAM)["fingerprint"], here, folder)
+            compare_fingerprints(read_description(folder, PROGRAM)["fingerprint"], programs()["fingerprint"], folder)
             _say_what_changed(training, folder)
             saved = (tensors, state)
             if training.ranks.first:
@@ -368,9 +399,9 @@ def _begin(
         size = COPIES * sum(t.numel() * t.element_size() for t in live)
         check_room(folder / "checkpoints", size if saved is not None else (checkpoint.KEEP + 1) * size)
     if folder is not None and saved is None:
-        programs = describe_programs(training.model, training.guide, source) | {"fingerprint": here}
         if training.ranks.first:
-            write_description(folder, programs, config, training.data.batch(slice(0, 2)), command)
+            found = record(digest_of(config, programs()), relaxed)
+            write_description(folder, programs(), config, training.data.batch(slice(0, 2)), command, found)
         training.save()  # the folder can be written, and step 0 can be gone back to
 
 

@@ -182,14 +182,19 @@ def _tensors(*programs: Program) -> set[int]:
 
 
 def write_description(
-    folder: Path, programs: dict[str, Any], config: Mapping[str, Any], x: Batch, command: Mapping[str, Any] | None = None
+    folder: Path,
+    programs: dict[str, Any],
+    config: Mapping[str, Any],
+    x: Batch,
+    command: Mapping[str, Any] | None = None,
+    looked: Mapping[str, Any] | None = None,
 ) -> None:
     """Write what a run needs besides its checkpoints: config, programs, two rows of data as a template, and the versions and threads
-    that equality bit for bit is conditional on, with the commit of the programs' repository; and the options of the command that started
-    it, if one did."""
+    that equality bit for bit is conditional on, with the commit of the programs' repository and what came of it when all data were
+    ``looked`` at; and the options of the command that started it, if one did."""
     rows = take(x, slice(0, 2))
     structure = "tensor" if isinstance(x, Tensor) else list(x) if isinstance(x, dict) else len(x)
-    environment = versions() | {"machine": platform.machine()} | commit_of(home(programs))
+    environment = versions() | {"machine": platform.machine()} | commit_of(home(programs)) | dict(looked or {})
     records = {ENVIRONMENT: environment, PROGRAM: programs, CONFIG: config}  # the last says that there is a run
     digests = {name: _digest(json_bytes(record)) for name, record in records.items()}
     parts = {str(i): part for i, part in enumerate(tensors(rows).values())}

@@ -14,11 +14,14 @@ from ppvae.data import Data
 from ppvae.errors import DataError, ProgramError, ShapeError
 from ppvae.modules import Program
 from ppvae.programs import measuring, sample_sites, trace
-from ppvae.support import check_support, unvalidated, warn_relaxed
+from ppvae.support import check_support, unvalidated
 
 
-def check_unmeasured(model: Program, guide: Program, part: Data, batch_size: int, seed: int, device: torch.device) -> None:
+def check_unmeasured(model: Program, guide: Program, part: Data, batch_size: int, seed: int, device: torch.device) -> bool:
     """Look at all data once, in batches of the sizes that training has: names, plates that choose rows themselves, supports.
+
+    Returns:
+        Whether data lie outside the support of a site whose author asked for no validation.
 
     Raises:
         ProgramError: A latent that neither the guide draws nor the objective enumerates, or that the guide alone draws.
@@ -41,8 +44,7 @@ def check_unmeasured(model: Program, guide: Program, part: Data, batch_size: int
             relaxed |= check_support(whole, lenient=lenient, first_row=rows.start, num_data=n)
         except DataError as error:
             raise DataError(error.problem, where=f"{part.name}/{part.split}, {error.where}", mend=error.mend) from error
-    if relaxed:
-        warn_relaxed()
+    return relaxed
 
 
 def _check_subsamples(sites: Mapping[str, Any], n: int) -> None:

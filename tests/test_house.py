@@ -48,6 +48,7 @@ TRAINING = {
     "resume",
     "rollback",
     "header",
+    "looked",
     "unmeasured",
     "unused",
 }  # the parts of fit.py that have a file of their own
@@ -123,6 +124,7 @@ ALLOWED: dict[str, set[str]] = {
     "svi": RUNNING | STEPS | RECORDS | {"leaves", "engine", "gradient_bound", "optimizer"},
     "diagnose": RUNNING | {"svi"},
     "header": {"data", "objectives"},
+    "looked": {"run"},
     "unmeasured": RUNNING | {"data"},
     "unused": RUNNING | {"checks_look", "checks_numbers", "data", "objectives_traces"},
     "resume": RUNNING | RECORDS | {"optimizer", "generators"},
