@@ -76,6 +76,24 @@ def _held(program: Program) -> Iterator[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
+def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """Have torch make floats of this type unless told otherwise, in this block; None leaves things as they are."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def double(*programs: Program) -> None:
+    """Make all parameters and buffers float64 that programs can be seen to hold."""
+    for program in programs:
+        for module in modules_of(program).values():
+            module.double()
+
+
+@contextlib.contextmanager
 def eval_mode(*programs: Program) -> Iterator[None]:
     """Run modules in eval mode (dropout off, BatchNorm by its running statistics), and put their modes back afterwards.
 

@@ -107,6 +107,7 @@ class Train(Pair):
         rollbacks: How often a run that diverges may go back, to the start of its epoch or by 1,000 steps, at half the learning rate.
         compile: Whether steps run as compiled arithmetic: auto from 3,000 steps on, yes, no.
         precision: float32, or bfloat16 for the networks of compiled steps where that pays.
+        dtype: float64, to see what rounding does: networks and data in float64, whatever the file holds.
         device: auto, cpu, cuda, cuda:1.
         unused_parameters: Whether parameters that would get no gradient end the run before its first step: refuse, or allow.
         out: The run folder; by default runs/ and the name of the data.
@@ -128,6 +129,7 @@ class Train(Pair):
     rollbacks: int = 3
     compile: Literal["auto", "yes", "no"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float64"] | None = None
     device: str = "auto"
     unused_parameters: Literal["refuse", "allow"] = "refuse"
     out: Path | None = None
@@ -463,6 +465,10 @@ def check(options: Any) -> None:
             raise UsageError(f"{name} is {words}, got {wrong[0]}", mend=remedy)
     if isinstance(options, Train) and options.new:
         _check_new(options)
+    if isinstance(options, Train) and options.dtype and options.precision != "float32":
+        raise UsageError(
+            f"--dtype {options.dtype} is for more digits, and --precision {options.precision} for fewer", mend="leave one of them out"
+        )
 
 
 def _check_new(options: Train) -> None:

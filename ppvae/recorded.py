@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from ppvae import checkpoint, data
@@ -48,7 +47,7 @@ def recorded_data(folder: Path, override: str | None = None) -> Splits:
             mend=["restore the file", f"--data {name} measures the run on what is there now"],
         )
     if about.get("dtype") == "float64":
-        return replace(found, train=found.train.double(), validation=found.validation.double(), test=found.test.double())
+        return found.double()
     return found
 
 

@@ -21,7 +21,7 @@ from ppvae import build, checkpoint, factory, noise
 from ppvae.batches import Batch, each, take, tensors
 from ppvae.errors import ArgumentError, PpvaeError, RunError, UnreliableWarning, in_a_line
 from ppvae.leaves import leaves_of_pair
-from ppvae.modules import Program, eval_mode, modules_of
+from ppvae.modules import Program, default_dtype, double, eval_mode, modules_of
 from ppvae.programs import latent_sites, sample_sites, trace
 from ppvae.repository import commit_of
 from ppvae.state import create_missing, named_tensors, restore
@@ -36,15 +36,17 @@ COMMAND = "command.json"  # the options of `ppvae train`
 
 
 class Stored:
-    """A program that runs in the parameter store of its run. Its own attributes are there too: ``run.model.log_evidence``."""
+    """A program that runs in the parameter store of its run, and in its dtype where the run has one of its own. Its own attributes are
+    there too: ``run.model.log_evidence``."""
 
-    def __init__(self, program: Program, store: Any) -> None:
+    def __init__(self, program: Program, store: Any, dtype: torch.dtype | None = None) -> None:
         self.__wrapped__ = program
         self.store = store
+        self.dtype = dtype
 
     def __call__(self, x: Batch) -> Any:
         """Run the program on a batch."""
-        with pyro.get_param_store().scope(self.store):
+        with pyro.get_param_store().scope(self.store), default_dtype(self.dtype):
             return self.__wrapped__(x)
 
     def __getattr__(self, name: str) -> Any:
@@ -296,8 +298,10 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
     template = template_of(folder)
     if (model is None) != (guide is None):
         raise RunError("hand in both model and guide, or neither")
+    dtype = torch.float64 if programs.get("dtype") == "float64" else None
     if model is None or guide is None:
-        model, guide = _make(programs, template, folder)
+        with default_dtype(dtype):
+            model, guide = _make(programs, template, folder)
     sound = checkpoint.newest(folder / "checkpoints")
     if sound is None:
         raise RunError(f"{folder} holds no checkpoint yet", mend="fit(..., resume=True) starts it again")
@@ -310,7 +314,7 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
         for module in (*modules_of(model).values(), *modules_of(guide).values()):
             module.to(dtype)
     device = next((t.device for t in named_tensors(model, guide).values()), torch.device("cpu"))
-    with pyro.get_param_store().scope() as store:
+    with pyro.get_param_store().scope() as store, default_dtype(dtype):
         here = fingerprint(model, guide, each(template, lambda part: part.to(device)))
         compare_fingerprints(programs["fingerprint"], here, folder)
         best = kept["best"]
@@ -318,8 +322,8 @@ def load(folder: str | Path, model: Program | None = None, guide: Program | None
         create_missing(values, kept["constraints"], device)
         restore(_live(model, guide, template, device, kept), values)
     return Run(
-        Stored(model, store),
-        Stored(guide, store),
+        Stored(model, store, dtype),
+        Stored(guide, store, dtype),
         history=json.loads(kept["history"]),  # as the parameters are: the file may be a save ahead of them, or behind
         folder=folder,
         best_epoch=best["epoch"] if state == "best" and best is not None else None,
@@ -369,6 +373,8 @@ def _make(programs: Mapping[str, Any], template: Batch, folder: Path) -> tuple[P
                 mend=["restore the file", f"if the change is harmless: ppvae.load({str(folder)!r}, model, guide)"],
             )
         model, guide, _ = factory.build(f"{path}:{programs['name']}", template)
+        if programs.get("dtype") == "float64":
+            double(model, guide)
         return model, guide
     shapes = [f"{name} {tuple(shape)}" for name, shape in programs["fingerprint"]["tensors"].items()]
     raise RunError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
@@ -12,6 +13,8 @@ from test_resume import adam
 
 import pairs
 import ppvae
+import ppvae.engine
+import ppvae.svi
 from ppvae import analysis, guides, models
 from ppvae.analysis.report import facts
 from ppvae.analysis.report.record import record_of
@@ -156,3 +159,75 @@ def test_a_run_that_was_trained_in_float64_is_measured_in_float64(tmp_path):
     ppvae.fit(*programs, digits.train.double(), epochs=1, out=tmp_path / "run")
     assert main(["evaluate", str(tmp_path / "run"), *FEW]) == 0
     assert results(tmp_path / "run", "elbo")["source"]["data"]["dtype"] == "float64"
+
+
+# Training.
+
+
+def trained(folder, *given):
+    assert main(["train", "--out", str(folder), *SMALL, *given]) == 0
+    return ppvae.load(folder, state="last")
+
+
+def parameters(run):
+    return {**run.model.state_dict(), **{f"guide.{name}": value for name, value in run.guide.state_dict().items()}}
+
+
+@pytest.fixture
+def same_noise(monkeypatch):
+    """Noise of the same digits in both precisions: torch's own are other numbers."""
+    drawn = torch.distributions.normal._standard_normal
+    monkeypatch.setattr(
+        torch.distributions.normal, "_standard_normal", lambda shape, dtype, device: drawn(shape, torch.float32, device).to(dtype)
+    )
+
+
+@pytest.mark.parametrize("compile", ["no", "yes"])
+def test_training_in_float64_is_that_in_float32_to_its_rounding(compile, tmp_path, same_noise, monkeypatch):
+    """First parameters, rows and noise are the same. A loss is a sum of 64 terms, each rounded by half an eps of it at most."""
+    monkeypatch.setattr(ppvae.svi, "Engine", functools.partial(ppvae.engine.Engine, backend=lambda graph, inputs: graph))
+    single, wide = trained(tmp_path / "single"), trained(tmp_path / "wide", "--dtype", "float64", "--compile", compile)
+    assert {value.dtype for value in parameters(wide).values()} == {torch.float64}
+    assert (single.config["engine"], wide.config["engine"]) == ("eager", {"no": "eager", "yes": "compiled"}[compile])
+    one, other = single.history[0]["objective"], wide.history[0]["objective"]
+    assert 0 < abs(one - other) < 64 * torch.finfo(torch.float32).eps / 2 * abs(other)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_what_follows_a_training_in_float64_is_float64(tmp_path, capsys):
+    folder = trained(tmp_path / "run", "--dtype", "float64").folder
+    assert main(["evaluate", str(folder), *FEW]) == 0
+    assert results(folder, "log_likelihood")["source"]["data"]["dtype"] == "float64"
+    assert main(["sample", str(folder), "--num-data", "2", "--mean"]) == main(["encode", str(folder), "--num-data", "5"]) == 0
+    assert np.load(folder / "samples.npz")["x"].dtype == np.load(folder / "codes-test.npz")["mean"].dtype == np.float64
+    again = facts.commands(record_of(folder))[0]
+    assert "--dtype float64" in again
+
+
+def test_a_training_in_float64_goes_on_in_float64_alone(tmp_path, capsys):
+    whole = trained(tmp_path / "whole", "--dtype", "float64", "--epochs", "2")
+    trained(tmp_path / "run", "--dtype", "float64")
+    resume = ["train", "--config", str(tmp_path / "run" / "command.json"), "--epochs", "2", "--resume"]
+    assert main([*resume, "--dtype", "None"]) == 74
+    assert "  where: data.dtype: the run has 'float64', here None; validation.dtype: " in capsys.readouterr().err
+    assert main(resume) == 0
+    resumed = ppvae.load(tmp_path / "run", state="last")
+    assert all(torch.equal(value, parameters(whole)[name]) for name, value in parameters(resumed).items())
+
+
+def test_a_users_file_is_trained_and_measured_in_float64(tmp_path):
+    """Its modules, whatever it builds them in, its parameters in Pyro's store, what torch makes while it is built and while it runs; in
+    Python too, where float32 is the default."""
+    source = PROGRAM.replace("Linear(3, 4)", "Linear(3, 4, dtype=torch.float32)\n    turned = torch.eye(2)")
+    (tmp_path / "p.py").write_text(source.replace("z @ w", "z @ turned @ w @ torch.eye(3)"))  # products of two precisions are refused
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((60, 3)).astype("f"))
+    folder = str(tmp_path / "run")
+    train = ["train", "--data", str(tmp_path / "x.npy"), "--program", f"{tmp_path / 'p.py'}:pair", "--out", folder, "--threads", "1"]
+    assert main([*train, "--dtype", "float64", "--epochs", "1"]) == 0
+    assert main([*train, "--dtype", "float64", "--epochs", "2", "--resume"]) == 0
+    assert main(["evaluate", folder, "--num-particles", "50", "--threads", "1"]) == main(["sample", folder, "--num-data", "2"]) == 0
+    assert results(tmp_path / "run", "elbo")["source"]["data"]["dtype"] == "float64"
+    run = ppvae.load(folder)
+    assert {value.dtype for value in run.model.store["params"].values()} == {torch.float64}
+    assert trace(run.model, torch.zeros(4, 3, dtype=torch.float64)).nodes["z"]["value"].dtype == torch.float64
+    assert torch.get_default_dtype() == torch.float32

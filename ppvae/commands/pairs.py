@@ -16,6 +16,7 @@ from ppvae.batches import tensors
 from ppvae.data import Data
 from ppvae.errors import DataError, UsageError
 from ppvae.models import likelihoods, priors
+from ppvae.modules import default_dtype, double
 from ppvae.nn import MLP, ConvDecoder, ConvEncoder, WithMask
 from ppvae.options import Pair, chosen
 
@@ -95,13 +96,19 @@ def pair(data: Data, options: Pair) -> tuple[Any, Any, dict[str, str] | None]:
     with noise.seeded(options.seed, "programs"):
         if ":" in options.program:
             path, _, name = options.program.rpartition(":")
-            return factory.build(f"{Path(path).expanduser().resolve()}:{name}", data.batch(slice(0, 2)))
+            file = f"{Path(path).expanduser().resolve()}:{name}"
+            if not data.wide:
+                return factory.build(file, data.batch(slice(0, 2)))
+            with default_dtype(torch.float64):
+                model, guide, source = factory.build(file, data.batch(slice(0, 2)))
+            double(model, guide)
+            return model, guide, source | {"dtype": "float64"}
         if options.program.endswith(".py"):
             raise UsageError(f"'{options.program}' names a file, and no function in it", mend=f"--program {options.program}:function")
         model, guide = BUILDERS[_known(options.program)](data, options)
         first = next(iter(tensors(data.batch(slice(0, 1))).values()))
         if first.dtype == torch.float64:  # as NumPy stores real numbers unless told otherwise: they are kept, and so networks must follow
-            model, guide = model.double(), guide.double()
+            double(model, guide)  # of the same first parameters, to float32's digits
         return model, guide, None
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from ppvae.data import Data
-from ppvae.modules import modules_of
+from ppvae.modules import default_dtype, double
 from ppvae.run import Run
 
 
@@ -22,13 +22,8 @@ def measured_in(dtype: str | None, run: Run, data: Data) -> Iterator[Data]:
     if dtype is None:
         yield data
         return
-    for module in (*modules_of(run.model).values(), *modules_of(run.guide).values()):
-        module.double()
+    double(run.model, run.guide)
     for value in run.model.store["params"].values():
         value.data = value.data.double()
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         yield data.double()
-    finally:
-        torch.set_default_dtype(before)

@@ -18,7 +18,7 @@ from ppvae.commands.processes import check_device, together
 from ppvae.data import Data, Splits
 from ppvae.errors import PpvaeError, RunError
 from ppvae.interruption import exit_code
-from ppvae.modules import Program
+from ppvae.modules import Program, default_dtype
 from ppvae.options import Pair, Train
 from ppvae.output import say, tell
 from ppvae.ranks import shared
@@ -56,11 +56,13 @@ def trained(options: Train) -> Run:
     """The run, once it is trained."""
     _refuse_what_is_there(options)
     data = data_of(options)
+    data = data.double() if options.dtype else data
     model, guide, source = pairs.pair(data.train, options)
     there = options.run_folder.exists() and not options.new
     folder = _folder(options)  # last of all: what is refused before leaves no empty one
     try:
-        return _fitted(options, folder, data, model, guide, source)
+        with default_dtype(torch.float64 if options.dtype else None):
+            return _fitted(options, folder, data, model, guide, source)
     except KeyboardInterrupt:
         if options.new:
             say(f"the same command with --out {folder} --resume in place of --new goes on from the newest checkpoint")

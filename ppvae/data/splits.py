@@ -24,6 +24,10 @@ class Splits:
     test: Data
     seed: int  # of the choice of rows
 
+    def double(self) -> Splits:
+        """All three seen as float64, for networks in float64."""
+        return replace(self, train=self.train.double(), validation=self.validation.double(), test=self.test.double())
+
     def __repr__(self) -> str:
         """Name, sizes, event shape, binarisation, and the beginning of each hash."""
         parts = (self.train, self.validation, self.test)
