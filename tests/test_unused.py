@@ -249,7 +249,9 @@ def penalised(model, guide, x):
     return pyro.infer.Trace_ELBO().differentiable_loss(model, guide, x) + SPARE(x.new_ones(2)).square().sum()
 
 
-@pytest.mark.parametrize("objective", [penalised, TraceGraph_ELBO(), objectives.Aggressive(pairs.real(), every=9)], ids=str)
+@pytest.mark.parametrize(
+    "objective", [penalised, TraceGraph_ELBO(), objectives.Aggressive(pairs.real(), every=9)], ids=["penalty", "baselines", "aggressive"]
+)
 def test_objectives_that_may_train_more_are_not_judged(objective):
     """A penalty of one's own, a baseline, whatever an objective holds."""
     model, guide = linear()
