@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Generic, TypeVar
 
@@ -31,56 +32,110 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
 
 
-class Cut:
-    """How finely a program's densities are cut where one block of draws is too much: they draw nothing, so that any pieces will do."""
+class NotInPieces(Exception):  # noqa: N818  (raised where memory is short already; Halving tells it as what it is)
+    """Some draws cannot be made in pieces; the message says which and why."""
+
+
+class Pieces:
+    """How finely one kind of work on a block is cut where all of it at once is too much."""
 
     def __init__(self) -> None:
-        self.pieces = 1
+        self.number = 1
         self.largest = 0  # datum x particle pairs of the largest call of this try
 
     def of(self, num_data: int, num_particles: int) -> list[tuple[slice, slice]]:
         """Rows and particles of the pieces of one call: rows are cut first, particles where each row is a piece of its own."""
         self.largest = max(self.largest, num_data * num_particles)
-        rows, particles = min(self.pieces, num_data), math.ceil(self.pieces / num_data)
+        rows, particles = min(self.number, num_data), math.ceil(self.number / num_data)
         some_rows = noise.blocks(num_data, math.ceil(num_data / rows))
         some_particles = noise.blocks(num_particles, math.ceil(num_particles / min(particles, num_particles)))
         return [(r, p) for p in some_particles for r in some_rows]
 
     def refine(self) -> bool:
         """Twice as many pieces; False where there was nothing to cut, or nothing is left to."""
-        if self.pieces >= self.largest:
+        if self.number >= self.largest:
             return False
-        self.pieces *= 2
+        self.number *= 2
         return True
+
+
+class Cut:
+    """The pieces of a block's draws, which repeat the block's own random numbers, and of its densities, which need none."""
+
+    def __init__(self) -> None:
+        self.draws, self.densities = Pieces(), Pieces()
+        self.ended_in: Pieces | None = None  # where memory ran out in this try
+        self.refusal = ""  # why the draws cannot be cut
+
+    @property
+    def number(self) -> int:
+        """Of pieces of whatever is cut finest."""
+        return max(self.draws.number, self.densities.number)
+
+    def begin(self) -> None:
+        """Forget the last try."""
+        self.draws.largest = self.densities.largest = 0
+        self.ended_in = None
+
+    def refine(self) -> bool:
+        """Cut what memory has run out for more finely; False where that cannot be."""
+        if self.ended_in is self.draws and not self.refusal:
+            return self.draws.refine()
+        return self.densities.refine()
+
+    def refuse(self, reason: str) -> None:
+        """Leave the draws in one piece from now on."""
+        self.draws.number, self.refusal = 1, reason
 
 
 _cut: ContextVar[Cut | None] = ContextVar("cut", default=None)
 
 
-def pieces_of(num_data: int, num_particles: int) -> list[tuple[slice, slice]]:
-    """The pieces, rows and particles, in which densities of n data x K particles are to be computed: one, unless memory ran out."""
+@contextlib.contextmanager
+def densities(num_data: int, num_particles: int) -> Iterator[list[tuple[slice, slice]]]:
+    """The pieces, rows and particles, in which densities of n data x K particles are to be computed here: one, unless memory ran out."""
     cut = _cut.get()
-    return [(slice(0, num_data), slice(0, num_particles))] if cut is None else cut.of(num_data, num_particles)
+    with _pieces(cut, cut.densities if cut else Pieces(), num_data, num_particles) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def draws(num_data: int, num_particles: int) -> Iterator[list[tuple[slice, slice]]]:
+    """The pieces in which K draws for each of n data are to be made here: one, unless memory ran out for draws."""
+    cut = _cut.get()
+    with _pieces(cut, cut.draws if cut else Pieces(), num_data, num_particles) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def _pieces(cut: Cut | None, kind: Pieces, num_data: int, num_particles: int) -> Iterator[list[tuple[slice, slice]]]:
+    try:
+        yield kind.of(num_data, num_particles)
+    except Exception as error:
+        if cut is not None and cut.ended_in is None and is_out_of_memory(error):  # the innermost, if a guide computes densities to draw
+            cut.ended_in = kind
+        raise
 
 
 def is_cut() -> bool:
-    """Whether densities are computed in pieces just now, and not as compiled for a whole block."""
+    """Whether draws or densities are computed in pieces just now, and not as compiled for a whole block."""
     cut = _cut.get()
-    return cut is not None and cut.pieces > 1
+    return cut is not None and cut.number > 1
 
 
 class Halving(Generic[Result]):
     """Rows that go through a program at once, in blocks that draw from their own seeds: fewer at once change no draw.
 
-    Where a single block is too much, its densities are computed in ever smaller pieces (``pieces_of``), from the block's draws.
+    Where a single block is too much, its ``draws`` or its ``densities``, whichever memory ran out for, are computed in ever smaller pieces.
 
     Args:
-        blocks: How many blocks of ``noise.BLOCK_ROWS`` rows to begin with.
+        blocks: How many blocks to begin with.
         what: Of the work, for messages.
+        block_rows: Rows that draw from one seed.
     """
 
-    def __init__(self, blocks: int, what: str) -> None:
-        self.blocks, self.what = blocks, what
+    def __init__(self, blocks: int, what: str, block_rows: int = noise.BLOCK_ROWS) -> None:
+        self.blocks, self.what, self.block_rows = blocks, what, block_rows
         self._cut, self._left = Cut(), ""
         self._told = False
 
@@ -88,16 +143,20 @@ class Halving(Generic[Result]):
         """The results of work on consecutive parts of ``rows``.
 
         Raises:
-            OutOfMemoryError: The draws of one block do not fit, or the density of one datum and particle.
+            OutOfMemoryError: The draw or the density of one datum and particle does not fit, or draws that cannot be cut.
         """
         found: list[Result] = []
         start, failed = rows.start, 0
         before = _cut.set(self._cut)
         try:
             while start < rows.stop:
-                part = slice(start, min(start + self.blocks * noise.BLOCK_ROWS, rows.stop))
-                self._cut.largest = 0
-                said = _tried(work, part, found)
+                part = slice(start, min(start + self.blocks * self.block_rows, rows.stop))
+                self._cut.begin()
+                try:
+                    said = _tried(work, part, found)
+                except NotInPieces as reason:  # densities may be what it was: they are in the draws of a guide that walks chains
+                    self._cut.refuse(str(reason))
+                    continue
                 if said is None:
                     start = part.stop
                     continue
@@ -116,16 +175,20 @@ class Halving(Generic[Result]):
         return found
 
     def _less(self, part: slice, said: str) -> None:
-        """Half as many blocks as have just failed, or half of the densities of one."""
+        """Half as many blocks as have just failed, or one in twice as many pieces."""
         size = part.stop - part.start
-        blocks = math.ceil(size / noise.BLOCK_ROWS)
+        blocks = math.ceil(size / self.block_rows)
         self.blocks = max(1, blocks // 2)
         if blocks == 1 and not self._cut.refine():
-            problem = f"the draws for {size} data do not fit into memory"
-            if is_cut():
+            problem = f"the work on {size} data does not fit into memory"
+            if self._cut.ended_in is self._cut.draws and self._cut.refusal:
+                problem = f"the draws for {size} data do not fit into memory, and {self._cut.refusal}"
+            elif self._cut.ended_in is self._cut.draws:
+                problem = "the draw of one datum and one particle does not fit into memory"
+            elif self._cut.densities.largest:
                 problem = "the density of one datum and one particle does not fit into memory"
             raise OutOfMemoryError(problem, where=f"{self.what}: {said}", mend=REMEDIES)
-        left, pieces = min(size, self.blocks * noise.BLOCK_ROWS), self._cut.pieces
+        left, pieces = min(size, self.blocks * self.block_rows), self._cut.number
         self._left = str(math.ceil(left / pieces)) if pieces <= left else f"1, its particles in {math.ceil(pieces / left)} parts"
 
 

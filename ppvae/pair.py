@@ -17,11 +17,12 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ppvae import noise
+from ppvae import memory, noise
 from ppvae.batches import Batch, device_of, digest, num_data, repeat, take
 from ppvae.errors import ProgramError, ShapeError
-from ppvae.memory import is_out_of_memory, pieces_of
+from ppvae.memory import is_out_of_memory
 from ppvae.modules import Program
+from ppvae.pieces import Piece, in_pieces
 from ppvae.programs import (
     Values,
     check_plates,
@@ -156,11 +157,29 @@ class Pair:
         Returns:
             The latents, (K, [plates], n, *event), and log q by site, (K, n).
         """
-        found = self._run(_for_rows(self.guide, rows), x, {}, num_particles)
-        sites = {name: site for name, site in sample_sites(found).items() if name not in self.globals and in_data_plate(site)}
-        drawn = {name: site for name, site in sites.items() if not site["is_observed"]}  # not what pyro.deterministic records
-        values = {name: self._outward(site["value"], num_particles, site["fn"].event_dim) for name, site in drawn.items()}
-        return values, {name: self._per_datum(log_prob(site), num_particles) for name, site in sites.items()}
+        return self._drawn(lambda piece: _for_rows(self.guide, rows if piece.is_whole else _part(rows, piece.rows)), x, num_particles)
+
+    def _drawn(
+        self, program_of: Callable[[Piece], Program], x: Batch, num_particles: int, scored: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the program of some rows draws, and its log densities: in one call, or piece by piece where memory ran out."""
+
+        def drawn(piece: Piece) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            k = piece.size[1]
+            found = self._run(program_of(piece), x if piece.is_whole else take(x, piece.rows), {}, k)
+            sites = {name: site for name, site in sample_sites(found).items() if name not in self.globals and in_data_plate(site)}
+            own = {name: site for name, site in sites.items() if not site["is_observed"]}  # not what pyro.deterministic records
+            values = {name: self._outward(site["value"], k, site["fn"].event_dim) for name, site in own.items()}
+            return values, {name: self._per_datum(log_prob(site), k) for name, site in sites.items()} if scored else {}
+
+        n, particle_dim = num_data(x), -self.nesting - 1 if self.in_plate else None
+        with memory.draws(n, num_particles) as places:
+            pieces = [Piece(rows, particles, n, num_particles, particle_dim) for rows, particles in places]
+            found = in_pieces(drawn, pieces, self.device)
+        if len(found) == 1:
+            return found[0]
+        values, log_q = ([(piece.particles, both[side]) for piece, both in zip(pieces, found, strict=True)] for side in (0, 1))
+        return _joined(values, lambda name: -1 - self.event_dims[name]), _joined(log_q, lambda _: 1)
 
     def posterior_means(self, x: Batch, rows: Tensor | slice, num_particles: int = 1) -> dict[str, Tensor]:
         """E_q[z | x] by latent site, (n, *event): exact where a site's distribution has a mean that no earlier draw moves."""
@@ -194,21 +213,19 @@ class Pair:
     ) -> dict[str, Tensor]:
         """Log densities of the program of some rows: in one call, or piece by piece where memory ran out."""
         num_particles = len(next(iter(values.values()))) if values else num_particles or 1
-        pieces = pieces_of(num_data(x), num_particles)
-        if len(pieces) == 1:
-            return self._log_densities(program_of(pieces[0][0]), x, values, check_from, num_particles)
-        columns: dict[int, list[dict[str, Tensor]]] = {}
-        for rows, particles in pieces:
-            first = None if check_from is None or particles.start else check_from + rows.start
-            some = {name: _some(value, rows, particles, self.event_dims[name]) for name, value in values.items()}
-            inputs = program_of(rows), take(x, rows), some, first, particles.stop - particles.start
-            # with gradients nothing of a piece is kept but what it began with: it is run again when they are wanted
-            found = (
-                checkpoint(self._log_densities, *inputs, use_reentrant=False) if torch.is_grad_enabled() else self._log_densities(*inputs)
-            )
-            columns.setdefault(particles.start, []).append(found)
-        across = [{name: torch.cat([part[name] for part in row], 1) for name in row[0]} for row in columns.values()]
-        return {name: torch.cat([row[name] for row in across]) for name in across[0]}
+        parts: list[tuple[slice, dict[str, Tensor]]] = []
+        with memory.densities(num_data(x), num_particles) as pieces:
+            if len(pieces) == 1:
+                return self._log_densities(program_of(pieces[0][0]), x, values, check_from, num_particles)
+            for rows, particles in pieces:
+                first = None if check_from is None or particles.start else check_from + rows.start
+                some = {name: _some(value, rows, particles, self.event_dims[name]) for name, value in values.items()}
+                inputs = program_of(rows), take(x, rows), some, first, particles.stop - particles.start
+                # with gradients nothing of a piece is kept but what it began with: it is run again when they are wanted
+                graph = torch.is_grad_enabled()
+                found = checkpoint(self._log_densities, *inputs, use_reentrant=False) if graph else self._log_densities(*inputs)
+                parts.append((particles, found))
+        return _joined(parts, lambda _: 1)
 
     def _log_densities(self, program: Program, x: Batch, values: Values, check_from: int | None, num_particles: int) -> dict[str, Tensor]:
         inward = {name: self._inward(value, self.event_dims[name]) for name, value in values.items()}
@@ -289,15 +306,12 @@ class Pair:
 
     def prior_draws(self, x: Batch, num_draws: int) -> dict[str, Tensor]:
         """Draws of the latents from the model's prior at the covariates of x, (K, n, *event), plates behind the data."""
-        sites = sample_sites(self._run(self.model, x, {}, num_draws))
-        return {
-            name: self.datum_first(self._outward(sites[name]["value"], num_draws, self.event_dims[name]), name) for name in self.latents
-        }
+        return {name: self.datum_first(value, name) for name, value in self.drawn_from_prior(x, num_draws).items()}
 
     def drawn_from_prior(self, x: Batch, num_particles: int) -> dict[str, Tensor]:
         """K draws per datum of the latents from the model's prior, (K, [plates], n, *event); global sites stay where they are."""
-        sites = sample_sites(self._run(self.model, x, {}, num_particles))
-        return {name: self._outward(sites[name]["value"], num_particles, self.event_dims[name]) for name in self.latents}
+        values, _ = self._drawn(lambda _: self.model, x, num_particles, scored=False)
+        return {name: values[name] for name in self.latents}
 
     def datum_first(self, value: Tensor, name: str) -> Tensor:
         """(K, [plates], n, *event) -> (K, n, *plates, *event), plates of size 1 left out."""
@@ -325,6 +339,15 @@ def _for_rows(guide: Program, rows: Tensor | slice) -> Program:
 
 def _part(rows: Tensor | slice, part: slice) -> Tensor | slice:
     return slice(rows.start + part.start, rows.start + part.stop) if isinstance(rows, slice) else rows[part]
+
+
+def _joined(parts: list[tuple[slice, dict[str, Tensor]]], data_dim: Callable[[str], int]) -> dict[str, Tensor]:
+    """Pieces, row after row of the same particles, as one; particles are the first dimension."""
+    columns: dict[int, list[dict[str, Tensor]]] = {}
+    for particles, part in parts:
+        columns.setdefault(particles.start, []).append(part)
+    across = [{name: torch.cat([part[name] for part in row], data_dim(name)) for name in row[0]} for row in columns.values()]
+    return {name: torch.cat([row[name] for row in across]) for name in across[0]}
 
 
 def _some(value: Tensor, rows: slice, particles: slice, event_dim: int) -> Tensor:
