@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from ppvae import noise
 from ppvae.batches import Batch, take
+from ppvae.memory import Halving
 from ppvae.pair import Pair
 from ppvae.programs import measuring
 
@@ -31,9 +33,14 @@ class Drawn:
 
 def drawn(pair: Pair, x: Batch, *, num_draws: int, seed: int, purpose: str) -> Iterator[Drawn]:
     """All draws of the first 64 data, 64 at a time, then those of the next; each block from its own seed."""
-    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+    at_once: Halving[Drawn] = Halving(1, f"draws ({purpose})")
+
+    def block(rows: slice, particles: slice) -> Drawn:
         x_rows = take(x, rows)
+        with noise.seeded(seed, purpose, rows.start, particles.start, device=pair.device), measuring(pair.model, pair.guide):
+            values, log_q = pair.draw(x_rows, rows, particles.stop - particles.start)
+        return Drawn(rows, particles, x_rows, {name: values[name] for name in pair.latents}, log_q)
+
+    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
         for particles in noise.blocks(num_draws, noise.BLOCK_PARTICLES):
-            with noise.seeded(seed, purpose, rows.start, particles.start, device=pair.device), measuring(pair.model, pair.guide):
-                values, log_q = pair.draw(x_rows, rows, particles.stop - particles.start)
-            yield Drawn(rows, particles, x_rows, {name: values[name] for name in pair.latents}, log_q)
+            yield from at_once(rows, partial(block, particles=particles))

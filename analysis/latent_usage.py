@@ -145,15 +145,15 @@ def _mutual_information(pair: Pair, x: Batch, n: int, seed: int) -> tuple[float,
     """E_x E_q[log q(z | x) - log (1/n) sum_j q(z | x_j)], one draw per datum, exact for the empirical distribution of n data."""
     index = slice(0, n)
     rows = take(x, index)
+    at_once: Halving[Any] = Halving(1, "mutual information", block_rows=n)  # all of them draw from one seed
     with noise.seeded(seed, "mutual", device=pair.device), measuring(pair.model, pair.guide):
-        values, log_q = pair.draw(rows, index, 1)
-        own = sum(log_q.values())[0]  # type: ignore[index]
+        ((values, log_q),) = at_once(index, lambda _: pair.draw(rows, index, 1))
+        own = sum(log_q.values())[0]
 
         def marginal(block: slice) -> Tensor:
             crossed = {name: pair.crossed(value, name, block, n) for name, value in values.items()}
             densities = pair.guide_score(rows, index, crossed).values()  # (block, n): draw of datum i under q(z | x_j)
             return torch.logsumexp(torch.stack(list(densities)).sum(0), 1) - math.log(n)
 
-        at_once: Halving[Tensor] = Halving(1, "mutual information")
         found = own - torch.cat([part for block in noise.blocks(n, noise.BLOCK_ROWS) for part in at_once(block, marginal)])
     return found.mean().item(), (found.std() / math.sqrt(n)).item() if n > 1 else math.nan

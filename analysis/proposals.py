@@ -13,6 +13,7 @@ from ppvae.coordinates import Coordinates
 from ppvae.errors import ArgumentError, FamilyError
 from ppvae.families import FullRankMixture, FullRankNormal
 from ppvae.local import LocalUnconstrained
+from ppvae.memory import Halving
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.posteriors import Normals
@@ -105,16 +106,21 @@ def _best_scattered(pair: Pair, normals: Normals, x: Batch, seed: int) -> Tensor
 
     Data unlike the training data may have their posterior where the prior has next to no mass.
     """
-    found = []
-    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+    found: list[Tensor] = []
+    at_once: Halving[Tensor] = Halving(1, "points scattered by the prior")
+
+    def best(rows: slice) -> Tensor:
         some = take(x, rows)
         with noise.seeded(seed, "scattered", rows.start, device=pair.device), measuring(pair.model):
             u = normals.coordinates.pack(pair.drawn_from_prior(some, NUM_SCATTERED))
             far = u.mean(0) + FAR * (u - u.mean(0))
             density = torch.cat([normals.coordinates.log_density(some, part) for part in (u, far)])
             points = torch.cat([u, far])
-        best = density.where(density.isfinite(), -torch.inf).argmax(0)  # +inf is no mode: a latent that underflowed to 0
-        found.append(points[best, torch.arange(u.shape[1], device=u.device)])
+        highest = density.where(density.isfinite(), -torch.inf).argmax(0)  # +inf is no mode: a latent that underflowed to 0
+        return points[highest, torch.arange(u.shape[1], device=u.device)]
+
+    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+        found += at_once(rows, best)
     return torch.cat(found)
 
 
@@ -192,8 +198,10 @@ def unexplained_draws(
         seed: Rules the draws.
     """
     layout = Coordinates(pair, x, seed)  # of the pair that draws, which may lay its values out otherwise
-    found = []
-    for part in noise.blocks(len(rows), noise.BLOCK_ROWS):
+    found: list[Tensor] = []
+    at_once: Halving[Tensor] = Halving(1, "draws that are unexplained")
+
+    def best(part: slice) -> Tensor:
         some = rows[part]
         x_some = take(x, some)
         with noise.seeded(seed, "unexplained", int(some[0]), device=pair.device), measuring(pair.model, pair.guide):
@@ -204,6 +212,9 @@ def unexplained_draws(
         explained = explained_by.family.distribution(explained_by.table[part]).log_prob(u).double() - log_det
         share = log_px[part].to(u.device) + explained - log_joint  # log of p(x) r(z) / p(x, z)
         left = log_joint - sum(log_q.values()) + torch.log1p(-share.clamp(max=-1e-9).exp())
-        best = left.where(share < 0, -torch.inf).nan_to_num(-torch.inf).argmax(0)
-        found.append(u[best, torch.arange(len(some), device=u.device)])
+        highest = left.where(share < 0, -torch.inf).nan_to_num(-torch.inf).argmax(0)
+        return u[highest, torch.arange(len(some), device=u.device)]
+
+    for part in noise.blocks(len(rows), noise.BLOCK_ROWS):
+        found += at_once(part, best)
     return torch.cat(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ppvae import noise
 from ppvae.batches import Batch, num_data, take
 from ppvae.errors import FamilyError
+from ppvae.memory import Halving
 from ppvae.pair import Pair
 from ppvae.programs import Values, measuring, sample_sites, trace
 from ppvae.stream import ROWS_AT_ONCE
@@ -156,10 +158,14 @@ class States:
 def _looks(pair: Pair, x: Batch, seed: int) -> Iterator[dict[str, Any]]:
     """The model's sites at all data, and a few times more at the first of them with other draws of the latents."""
     rows = noise.blocks(pair.num_data, ROWS_A_LOOK)
-    for number, block in enumerate([*rows, *[rows[0]] * LOOKS]):
+    at_once: Halving[dict[str, Any]] = Halving(ROWS_A_LOOK, "a look at the model", block_rows=1)  # any draws will do
+
+    def look(some: slice, number: int) -> dict[str, Any]:
         with noise.seeded(seed, "states", number, device=pair.device), measuring(pair.model):
-            found = sample_sites(trace(pair.model, take(x, block), pair.globals))
-        yield found
+            return sample_sites(trace(pair.model, take(x, some), pair.globals))
+
+    for number, block in enumerate([*rows, *[rows[0]] * LOOKS]):
+        yield from at_once(block, partial(look, number=number))
 
 
 def _discrete_site(pair: Pair, name: str, site: Any) -> DiscreteSite:

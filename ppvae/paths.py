@@ -20,6 +20,7 @@ from ppvae.batches import Batch, take
 from ppvae.compilation import CompiledFunction
 from ppvae.coordinates import Coordinates
 from ppvae.errors import ArgumentError, FamilyError
+from ppvae.memory import Halving
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.policy import worth
@@ -247,9 +248,14 @@ def prior_path(pair: Pair, x: Batch, seed: int) -> Path:
             mend="analysis.exact_log_likelihood(model, x) sums discrete latents out",
         )
     locs, scales = [], []
-    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+    at_once: Halving[Tensor] = Halving(1, "the prior's moments")
+
+    def draws(rows: slice) -> Tensor:
         with measuring(pair.model, pair.guide):
-            u = _prior_draws(coordinates, x, rows, WHITENING_DRAWS, seed, "whitening")
+            return _prior_draws(coordinates, x, rows, WHITENING_DRAWS, seed, "whitening")
+
+    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+        (u,) = at_once(rows, draws)
         locs.append(u.mean(0))
         scales.append(u.std(0).clamp(min=1e-6))
     return Path(coordinates, x, torch.cat(locs), torch.diag_embed(torch.cat(scales)), True, "prior")

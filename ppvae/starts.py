@@ -6,6 +6,8 @@ do not move with the noise. A site that depends on an earlier draw, a transform 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from ppvae.coordinates import Coordinates
 from ppvae.errors import FamilyError
 from ppvae.families import DiagonalNormal, FullRankNormal, LowRankNormal
 from ppvae.local import FreedSite, LocalUnconstrained
+from ppvae.memory import Halving
 from ppvae.pair import Pair
 from ppvae.posteriors import Freed, FreedUnconstrained, Normals
 from ppvae.programs import measuring, trace
@@ -42,11 +45,13 @@ def start_of(pair: Pair, x: Batch, family: str, seed: int) -> Normals | Freed | 
     """
     if not pair.latents:
         raise FamilyError("the model has no latent site in the data plate, so there is no posterior to refine")
-    _refuse_masks(pair, x, seed)
+    # what is read off here no draw moves: any rows will do at once
+    at_once: Halving[Any] = Halving(BLOCK, "the start of a refinement", block_rows=1)
+    _refuse_masks(pair, x, seed, at_once)
     if family == "same":
-        return _same(pair, x, seed)
+        return _same(pair, x, seed, at_once)
     coordinates = Coordinates(pair, x, seed)
-    m, scale_tril = _normal_start(pair, coordinates, x, seed, family)
+    m, scale_tril = _normal_start(pair, coordinates, x, seed, family, at_once)
     if family == "low_rank":
         low_rank = LowRankNormal(coordinates.dim)
         return FreedUnconstrained(coordinates, low_rank, {"u": low_rank.row(m, scale_tril)}, m[:, :0], 0.03)
@@ -72,14 +77,14 @@ def whitened(family: str, normals: Normals, m: Tensor, scale_tril: Tensor, seed:
     return FreedUnconstrained(normals.coordinates, both, {"u": table}, both.outer.row(m, scale_tril), rate)
 
 
-def _normal_start(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, family: str) -> tuple[Tensor, Tensor]:
+def _normal_start(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, family: str, at_once: Halving[Any]) -> tuple[Tensor, Tensor]:
     full = family == "full_rank"
     if isinstance(pair.guide, LocalUnconstrained) and isinstance(pair.guide.family, DiagonalNormal | FullRankNormal):
         q = pair.guide.family.distribution(pair.guide.table)
         own = q.mean, q.scale_tril if hasattr(q, "scale_tril") else torch.diag_embed(q.stddev)
     else:
         try:
-            same = _same(pair, x, seed)
+            same = _same(pair, x, seed, at_once)
         except FamilyError:
             same = None
         if not isinstance(same, Normals):
@@ -91,8 +96,9 @@ def _normal_start(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, fam
     return m, scale_tril if scale_tril.dim() == 2 else scale_tril.square().sum(-1).sqrt()
 
 
-def _refuse_masks(pair: Pair, x: Batch, seed: int) -> None:
-    for name, site in _distributions(pair, x, slice(0, min(pair.num_data, BLOCK)), seed).items():
+def _refuse_masks(pair: Pair, x: Batch, seed: int, at_once: Halving[Any]) -> None:
+    looks = at_once(_first(pair), lambda rows: _distributions(pair, x, rows, seed))
+    for name, site in itertools.chain.from_iterable(look.items() for look in looks):
         if masks(site):
             raise FamilyError(
                 f"the latent site '{name}' is masked, and a local posterior has no mask",
@@ -104,9 +110,14 @@ def _refuse_masks(pair: Pair, x: Batch, seed: int) -> None:
 def _moments(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, full: bool) -> tuple[Tensor, Tensor]:
     """Mean, and Cholesky factor of the covariance or standard deviations, of the guide's draws, for guides that are no Normal."""
     means, roots = [], []
-    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+    at_once: Halving[Tensor] = Halving(1, "the guide's moments")
+
+    def draws(rows: slice) -> Tensor:
         with noise.seeded(seed, "moments", rows.start, device=pair.device), measuring(pair.model, pair.guide):
-            u = coordinates.pack(pair.draw(take(x, rows), rows, MOMENT_DRAWS)[0])
+            return coordinates.pack(pair.draw(take(x, rows), rows, MOMENT_DRAWS)[0])
+
+    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+        (u,) = at_once(rows, draws)
         mean = u.mean(0)
         centred = u - mean
         variance = centred.square().mean(0).clamp(min=1e-8)
@@ -120,31 +131,32 @@ def _moments(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, full: bo
     return torch.cat(means), torch.cat(roots)
 
 
-def _same(pair: Pair, x: Batch, seed: int) -> Normals | Freed:
-    first = _distributions(pair, x, slice(0, min(pair.num_data, BLOCK)), seed)
+def _same(pair: Pair, x: Batch, seed: int, at_once: Halving[Any]) -> Normals | Freed:
+    first = at_once(_first(pair), lambda rows: _distributions(pair, x, rows, seed))[0]
     kinds = {name: type(unwrapped(site["fn"])).__name__ for name, site in first.items()}
     normal = all(kind in ("Normal", "MultivariateNormal") for kind in kinds.values())
     methods = hasattr(pair.guide, "parameters_at") and hasattr(pair.guide, "family") and len(pair.latents) == 1
     if methods and not normal:
-        return _by_methods(pair, x)
-    again = _distributions(pair, x, slice(0, min(pair.num_data, BLOCK)), seed + 1)
-    for name in pair.latents:
-        _refuse(name, first[name], again[name])
+        return _by_methods(pair, x, at_once)
+    for one, again in at_once(_first(pair), lambda rows: [_distributions(pair, x, rows, seed + i) for i in range(2)]):
+        for name in pair.latents:
+            _refuse(name, one[name], again[name])
     if normal:
         coordinates = Coordinates(pair, x, seed)
         if all(site.transform_is_identity for site in coordinates.sites):
-            return _normals(pair, coordinates, x, seed, kinds)
-    return _by_methods(pair, x) if methods else _by_parameters(pair, x, seed, first)
+            return _normals(pair, coordinates, x, seed, kinds, at_once)
+    return _by_methods(pair, x, at_once) if methods else _by_parameters(pair, x, seed, first, at_once)
 
 
-def _by_methods(pair: Pair, x: Batch) -> Freed:
+def _by_methods(pair: Pair, x: Batch, at_once: Halving[Any]) -> Freed:
     guide: Any = pair.guide
     with measuring(guide):
-        table = torch.cat([guide.parameters_at(take(x, rows)) for rows in noise.blocks(pair.num_data, BLOCK)])
+        blocks = noise.blocks(pair.num_data, BLOCK)
+        table = torch.cat([part for rows in blocks for part in at_once(rows, lambda some: guide.parameters_at(take(x, some)))])
     return Freed({pair.latents[0]: guide.family}, {pair.latents[0]: table})
 
 
-def _by_parameters(pair: Pair, x: Batch, seed: int, first: dict[str, Any]) -> Freed:
+def _by_parameters(pair: Pair, x: Batch, seed: int, first: dict[str, Any], at_once: Halving[Any]) -> Freed:
     families: dict[str, FreedSite] = {}
     for name, site in first.items():
         base = unwrapped(site["fn"])
@@ -162,17 +174,16 @@ def _by_parameters(pair: Pair, x: Batch, seed: int, first: dict[str, Any]) -> Fr
             )
         families[name] = FreedSite(base, site["fn"].event_dim, _parameter_names(base))
     tables: dict[str, list[Tensor]] = {name: [] for name in families}
-    for rows in noise.blocks(pair.num_data, BLOCK):
-        for name, site in _distributions(pair, x, rows, seed).items():
+    for sites in _of_all_rows(pair, x, seed, at_once):
+        for name, site in sites.items():
             tables[name].append(families[name].row(unwrapped(site["fn"])))
     return Freed(dict(families), {name: torch.cat(parts) for name, parts in tables.items()})
 
 
-def _normals(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, kinds: dict[str, str]) -> Normals:
+def _normals(pair: Pair, coordinates: Coordinates, x: Batch, seed: int, kinds: dict[str, str], at_once: Halving[Any]) -> Normals:
     means, roots = [], []
     diagonal = all(kind == "Normal" for kind in kinds.values())
-    for rows in noise.blocks(pair.num_data, BLOCK):
-        sites = _distributions(pair, x, rows, seed)
+    for sites in _of_all_rows(pair, x, seed, at_once):
         loc = coordinates.pack({name: _as_value(pair, site, "loc") for name, site in sites.items()}, transformed=False)[0]
         if diagonal:
             roots.append(coordinates.pack({name: _as_value(pair, site, "scale") for name, site in sites.items()}, transformed=False)[0])
@@ -209,6 +220,17 @@ def _as_value(pair: Pair, site: Any, parameter: str) -> Tensor:
     full = getattr(unwrapped(site["fn"]), parameter).expand(site["fn"].batch_shape + site["fn"].event_shape)
     ones = [1] * (pair.nesting - full.dim() + site["fn"].event_dim) if pair.in_plate else []
     return full.reshape(1, *ones, *full.shape)  # type: ignore[no-any-return]
+
+
+def _first(pair: Pair) -> slice:
+    """The rows that are looked at."""
+    return slice(0, min(pair.num_data, BLOCK))
+
+
+def _of_all_rows(pair: Pair, x: Batch, seed: int, at_once: Halving[Any]) -> Iterator[dict[str, Any]]:
+    """The guide's latent sites at all rows, some at a time."""
+    for rows in noise.blocks(pair.num_data, BLOCK):
+        yield from at_once(rows, lambda some: _distributions(pair, x, some, seed))
 
 
 def _distributions(pair: Pair, x: Batch, rows: slice, seed: int) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import sys
 import warnings
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -15,12 +17,18 @@ from test_resume import CASES, left_in, run, untimed
 
 import pairs
 import ppvae
-from ppvae import noise, refinement
+from ground_truth import MeanField, linear_gaussian
+from ppvae import annealing, guides, noise, refinement
+from ppvae.analysis.draws import drawn
+from ppvae.analysis.latent_usage import _mutual_information
 from ppvae.cli import main
 from ppvae.commands import models
 from ppvae.errors import DataError, UnreliableWarning
+from ppvae.guides.annealed import Annealed
 from ppvae.memory import Halving, OutOfMemoryError, is_out_of_memory
+from ppvae.nn import MLP
 from ppvae.pair import Pair
+from ppvae.starts import start_of
 from ppvae.stream import stream
 
 ERRORS = {
@@ -136,6 +144,144 @@ def test_densities_of_less_than_a_block_come_from_the_blocks_draws(most, left):
     ]
 
 
+class Narrow:
+    """A program for which memory runs out above so many rows in one run, and the rows of those that did fit."""
+
+    def __init__(self, program, most=math.inf):
+        self.program, self.most, self.sizes = program, most, []
+
+    def __call__(self, x):
+        if len(x) > self.most:
+            raise ERRORS["CPU"]()
+        self.sizes.append(len(x))
+        return self.program(x)
+
+
+def weights(pair, x, num_particles, **kwargs):
+    """As ``ppvae.log_weights``, of a pair that was looked at while there was memory."""
+    return torch.cat([terms.log_weights for terms in stream(pair, x, num_particles=num_particles, seed=7, **kwargs)], 1)
+
+
+@pytest.mark.parametrize(("most", "left"), [(32, "32"), (5, "4"), (1, "1")])
+def test_draws_of_less_than_a_block_are_the_blocks(most, left):
+    """100 data are two blocks, of 64 and 36; the guide's network is too much for them."""
+    model, guide = pairs.ours()
+    x = pairs.binary(100)
+    narrow = Narrow(guide)
+    pair = Pair(model, narrow, x, 7)
+    expected = weights(pair, x, 7)
+    narrow.most, narrow.sizes = most, []
+    with pytest.warns(UnreliableWarning) as told:
+        found = weights(pair, x, 7, blocks_at_once=2)
+    assert (found - expected).abs().max() < 1e-9  # rounding: matrices of other sizes
+    assert [str(one.message) for one in told] == [
+        f"measuring with 7 particles: memory ran out with 100 data at once; it goes on with {left}, or fewer where need be, from the same draws"
+    ]
+    assert max(narrow.sizes) == int(left)
+
+
+@pytest.mark.parametrize("in_plate", [True, False], ids=["plate", "repeated"])
+def test_draws_and_densities_go_down_to_one_datum_and_particle(in_plate):
+    model, guide = map(Crowded, pairs.ours())
+    x = pairs.binary(5)
+    pair = Pair(model, guide, x, 0)
+    pair.in_plate = in_plate
+    expected = weights(pair, x, 3)
+    for program in (model, guide):
+        program.most, program.sizes = 1, []
+    with pytest.warns(UnreliableWarning, match="memory ran out with 5 data at once; it goes on with 1, its particles in 4 parts, or fewer"):
+        found = weights(pair, x, 3)
+    assert (found - expected).abs().max() < 1e-9  # rounding
+    assert model.sizes == [1] * 15
+    assert guide.sizes[-16:] == [1] * 16  # one more tells the way
+
+
+def test_densities_are_cut_where_draws_fit_and_draws_where_densities_do():
+    """A guide whose draws cannot be cut stays whole while the model is cut."""
+    model, guide = map(Narrow, gamma_pair())
+    x = pairs.binary(64)
+    pair = Pair(model, guide, x, 0)
+    pair.in_plate = False  # K times as many rows at once
+    expected = weights(pair, x, 2)
+    model.most, model.sizes, guide.sizes = 32, [], []
+    with pytest.warns(UnreliableWarning, match="it goes on with 16, or fewer"):
+        found = weights(pair, x, 2)
+    assert (found - expected).abs().max() < 1e-9  # rounding
+    assert model.sizes == [32] * 4 and set(guide.sizes) == {128}
+
+
+def gamma_pair():
+    """z ~ Gamma(1, 1), whose sampler takes as many random numbers as its parameters ask for."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Gamma(torch.tensor(1.0), 1.0))
+            pyro.sample("x", dist.Normal(z[..., None] + torch.zeros(6), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Gamma(1.0 + x.sum(-1), 2.0))
+
+    return model, guide
+
+
+def test_draws_that_cannot_be_cut_end_in_an_error_that_names_them():
+    model, guide = gamma_pair()
+    with pytest.raises(OutOfMemoryError) as raised:
+        ppvae.log_weights(model, Narrow(guide, 60), pairs.binary(500), num_particles=3)
+    assert raised.value.problem == ("the draws for 64 data do not fit into memory, and those of site 'z' (Gamma) cannot be made in pieces")
+    assert raised.value.where.startswith("measuring with 3 particles: DefaultCPUAllocator: can't allocate memory")
+
+
+def test_draws_that_follow_the_data_end_in_an_error_that_names_them():
+    """A site that is not always there: pieces and block would not take the same random numbers."""
+    model, guide = pairs.ours()
+
+    def told(x):
+        if len(x) > 3:
+            with pyro.plate("more_data", len(x), dim=-1):
+                pyro.sample("more", dist.Normal(x[:, 0], 1.0), infer={"is_auxiliary": True})
+        guide(x)
+
+    x = pairs.binary(64)
+    pair = Pair(model, told, x, 0)
+    pair.guide = Narrow(told, 5)
+    with pytest.raises(OutOfMemoryError) as raised:
+        weights(pair, x, 3)
+    assert raised.value.problem == (
+        "the draws for 64 data do not fit into memory, and those of site 'more' take other random numbers from piece to piece"
+    )
+
+
+def test_memory_for_less_than_one_draw_ends_in_an_error_that_says_so():
+    model, guide = pairs.ours()
+    narrow = Narrow(guide)
+    x = pairs.binary(70)
+    pair = Pair(model, narrow, x, 0)
+    narrow.most = 0
+    with pytest.raises(OutOfMemoryError) as raised:
+        weights(pair, x, 3)
+    assert raised.value.problem == "the draw of one datum and one particle does not fit into memory"
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("a draw"), KeyboardInterrupt()], ids=repr
+)
+def test_of_a_guides_errors_only_want_of_memory_is_caught(error):
+    model, guide = pairs.ours()
+    calls = []
+
+    def broken(x):
+        calls.append(len(x))
+        if len(x) > 60:
+            raise error
+        return guide(x)
+
+    with pytest.raises(type(error)):
+        ppvae.log_weights(model, broken, pairs.binary(64), num_particles=3)
+    assert calls.count(64) == 1
+
+
 @pytest.mark.parametrize("row", [3, 70])
 def test_a_piece_that_is_no_data_is_named_by_its_row(row):
     model, guide = pairs.ours()
@@ -191,6 +337,70 @@ def test_refinement_and_annealing_go_on_below_a_block(what, monkeypatch):
         found = measured(crowded)
     assert any("memory ran out with 4 data at once" in str(one.message) for one in told)
     assert (found - expected).abs().max() < 1e-9  # rounding: matrices of other sizes
+
+
+@pytest.mark.parametrize("what", ["moments", "annealing from the guide", "annealing from the prior"])
+def test_draws_for_refinement_and_annealing_go_on_below_a_block(what, monkeypatch):
+    """40 data, of which a program runs on 12, as many as a look at it takes: 256 draws of a guide that is no Normal, and of the prior, come in pieces."""
+    monkeypatch.setattr(annealing, "LEAST_PILOT_TEMPERATURES", 4)
+    model, _ = pairs.ours()
+    x = pairs.binary(40)
+    guide = guides.Flow(MLP(6, [8], 7), 2, 3)
+    settings = {"num_temperatures": 3, "num_chains": 4, "seed": 1}
+
+    def measured(model, guide):
+        if what == "annealing from the prior":
+            return ppvae.analysis.annealed_log_likelihood(model, x, start="prior", **settings).pointwise
+        if what == "annealing from the guide":
+            return ppvae.analysis.annealed_log_likelihood(model, x, guide=guide, start="guide", **settings).pointwise
+        pair = Pair(model, guide, x)
+        return start_of(pair, x, "full_rank", 1).scale_tril
+
+    expected = measured(model, guide)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = measured(Narrow(model, LOOKS) if "prior" in what else model, Narrow(guide, LOOKS))
+    assert any("memory ran out with 40 data at once; it goes on with 10" in str(one.message) for one in told)
+    assert (found - expected).abs().max() < 1e-9  # rounding: matrices of other sizes
+
+
+def test_a_guide_that_walks_chains_has_its_densities_cut():
+    """Its random numbers lie outside its sites, so that its draws cannot be; the densities on the way are what memory ran out for."""
+    model, _, x = linear_gaussian(num_data=8)
+    guide = Annealed(MeanField(model, 0.2), temperatures=3).prepared(model, x)
+    narrow = Narrow(model)
+    pair = Pair(narrow, guide, x, 0)
+    guide.coordinates.pair.model = narrow
+    expected = weights(pair, x, 4)
+    narrow.most = 3
+    with pytest.warns(UnreliableWarning, match="memory ran out with 8 data at once; it goes on with 1, its particles in 2 parts"):
+        found = weights(pair, x, 4)
+    assert (found - expected).abs().max() < 1e-9  # rounding: matrices of other sizes
+
+
+def test_draws_for_calibration_and_for_corrected_samples_go_on_below_a_block():
+    model, guide = pairs.ours()
+    x = pairs.binary(8)
+    pair = Pair(model, guide, x)
+    (expected,) = drawn(pair, x, num_draws=4, seed=1, purpose="calibration")
+    pair.guide = Narrow(guide, 3)
+    with pytest.warns(UnreliableWarning, match=r"draws \(calibration\): memory ran out with 8 data at once; it goes on with 2, or fewer"):
+        (found,) = drawn(pair, x, num_draws=4, seed=1, purpose="calibration")
+    assert (found.values["z"] - expected.values["z"]).abs().max() < 1e-9  # rounding
+    assert (found.log_q_sum - expected.log_q_sum).abs().max() < 1e-9
+
+
+def test_mutual_informations_own_draws_are_cut_and_not_divided():
+    """70 data draw from one seed: they stay one block of 70."""
+    model, guide = pairs.ours()
+    x = pairs.binary(70)
+    pair = Pair(model, guide, x)
+    expected = _mutual_information(pair, x, 70, 0)
+    pair.guide = Narrow(guide, 69)
+    with pytest.warns(UnreliableWarning, match="mutual information: memory ran out with 70 data at once; it goes on with 35, or fewer"):
+        found = _mutual_information(pair, x, 70, 0)
+    assert found == pytest.approx(expected, abs=1e-12)  # rounding
+    assert max(pair.guide.sizes) == 35
 
 
 def test_mutual_information_goes_on_below_a_block():
@@ -254,18 +464,13 @@ def test_memory_for_less_than_one_datum_and_particle_ends_in_an_error_that_says_
     )
 
 
-def test_memory_for_less_than_a_blocks_draws_ends_in_an_error_that_says_so():
-    """Draws of a block come from one seed, all or none."""
-    model, guide = pairs.ours()
-
-    def small(x):
-        if len(x) > 60:
-            raise ERRORS["CPU"]()
-        return guide(x)
+def test_memory_for_work_that_has_nothing_to_cut_ends_in_an_error_that_says_so():
+    def work(rows):
+        raise MemoryError
 
     with pytest.raises(OutOfMemoryError) as raised:
-        ppvae.log_weights(model, small, pairs.binary(500), num_particles=3)
-    assert raised.value.problem == "the draws for 64 data do not fit into memory"
+        Halving(8, "work")(slice(0, 512), work)
+    assert raised.value.problem == "the work on 64 data does not fit into memory"
 
 
 @pytest.mark.parametrize(
@@ -339,6 +544,35 @@ def test_a_process_with_little_address_space_measures_the_same():
     done = python(REAL)
     told, difference = done.splitlines()
     assert told.count("memory ran out with 4096 data at once") == 1 and float(difference) < 1e-3
+
+
+REAL_DRAWS = """
+import resource, warnings
+import torch, ppvae, pairs
+from ppvae import guides
+from ppvae.nn import MLP
+
+torch.set_num_threads(1)
+model, _ = pairs.ours(data_dim=2)
+guide = guides.DiagonalNormal(MLP(2, [1_000_000], 4), latent_dim=2)  # a hidden layer of 4 MB a datum
+x = pairs.binary(100, 2).float()
+model.float(), guide.float()
+ppvae.log_weights(model, guide, x[:3], num_particles=2)
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    free = ppvae.log_weights(model, guide, x, num_particles=8)
+    used = int(open("/proc/self/statm").read().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), resource.RLIM_INFINITY))  # 64 data take 256 MB for each of two tensors
+    tight = ppvae.log_weights(model, guide, x, num_particles=8)
+print([str(one.message) for one in told])
+print((free - tight).abs().max().item())
+"""
+
+
+@pytest.mark.soak
+def test_a_guide_for_which_a_block_is_too_much_draws_the_same():
+    told, difference = python(REAL_DRAWS).splitlines()
+    assert told.count("memory ran out with 100 data at once") == 1 and float(difference) < 1e-4
 
 
 def python(code, *arguments):
