@@ -44,7 +44,7 @@ def _fitted(text: str, stream: TextIO) -> str:
 
 def _broken(line: str, columns: int) -> str:
     """What goes on in further lines stands below the second column, where a name comes first, else two to the right."""
-    named = re.match(r"\s*\S+\s{2,}(?=\S)", line)
+    named = re.match(r"\s*(\S+\s{2,}|or: )(?=\S)", line)  # the second remedy stands below the first
     indent = named.end() if named and named.end() <= columns // 2 else 2
     return textwrap.fill(
         line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False, replace_whitespace=False

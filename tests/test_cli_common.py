@@ -151,10 +151,11 @@ def test_json_has_no_bare_nan(monkeypatch, capsys):
     ("line", "shown"),
     [
         ("  Bernoulli   one two three four", "  Bernoulli   one two three\n              four"),
+        ("     or: one two three four five six", "     or: one two three four\n         five six"),
         ("log p(x) = -1.00 nats of many data", "log p(x) = -1.00 nats of many\n  data"),
         ("short", "short"),
     ],
-    ids=["a name", "a sentence", "short"],
+    ids=["a name", "a second remedy", "a sentence", "short"],
 )
 def test_long_lines_are_broken_below_what_they_say(line, shown, monkeypatch):
     terminal = io.StringIO()
