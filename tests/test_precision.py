@@ -196,7 +196,7 @@ def test_training_in_float64_is_that_in_float32_to_its_rounding(compile, tmp_pat
 
 def test_what_follows_a_training_in_float64_is_float64(tmp_path, capsys):
     folder = trained(tmp_path / "run", "--dtype", "float64").folder
-    assert main(["evaluate", str(folder), *FEW]) == 0
+    assert main(["evaluate", str(folder), "--num-data", "5", "--num-particles", "20", "--threads", "1"]) == 0
     assert results(folder, "log_likelihood")["source"]["data"]["dtype"] == "float64"
     assert main(["sample", str(folder), "--num-data", "2", "--mean"]) == main(["encode", str(folder), "--num-data", "5"]) == 0
     assert np.load(folder / "samples.npz")["x"].dtype == np.load(folder / "codes-test.npz")["mean"].dtype == np.float64
