@@ -11,6 +11,8 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from ppvae.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from ppvae import analysis as analysis
     from ppvae import data as data
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from ppvae.run import load as load
     from ppvae.stream import log_weights as log_weights
     from ppvae.svi import SVI as SVI
-
-__version__ = "0.1.0"
 
 _MODULES = ("analysis", "data", "errors", "families", "guides", "importance", "models", "nn", "objectives", "simulate")
 _NAMES = {"SVI": "svi", "Run": "run", "check": "check", "compiling": "policy", "fit": "fit", "load": "run", "log_weights": "stream"}

@@ -27,6 +27,7 @@ from ppvae.repository import commit_of
 from ppvae.state import create_missing, named_tensors, restore
 from ppvae.storage import json_bytes, make_folder, parsed, read_bytes, read_record
 from ppvae.support import unwrapped
+from ppvae.version import __version__
 
 MOST_HISTORY = 128 << 20
 # What is read of a checkpoint's state to load it.
@@ -214,7 +215,8 @@ def home(programs: Mapping[str, Any]) -> Path:
 
 def versions() -> dict[str, Any]:
     """The versions and the number of threads of this process."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "pyro": pyro.__version__, "threads": torch.get_num_threads()}
+    libraries = {"torch": torch.__version__, "pyro": pyro.__version__, "ppvae": __version__}
+    return {"python": platform.python_version()} | libraries | {"threads": torch.get_num_threads()}
 
 
 def read_description(folder: Path, name: str) -> Any:

@@ -152,7 +152,7 @@ def test_a_users_file_is_at_home_where_it_lies():
 def test_outside_of_a_repository_nothing_is_recorded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trained(tmp_path / "run")
-    assert of_run(tmp_path / "run").keys() == {"python", "torch", "pyro", "threads", "machine", "looked_at"}
+    assert of_run(tmp_path / "run").keys() == {"python", "torch", "pyro", "ppvae", "threads", "machine", "looked_at"}
 
 
 def test_a_run_in_memory_asks_nobody(monkeypatch):

@@ -84,7 +84,7 @@ def facts(record: Record, sizes: Mapping[str, int]) -> list[tuple[str, str]]:
             "engine",
             f"{config.get('engine', 'unknown')}, {config.get('device', 'unknown')}, {environment.get('threads', 'unknown')} thread(s)",
         ),
-        ("versions", ", ".join(f"{name} {environment[name]}" for name in ("python", "torch", "pyro") if name in environment)),
+        ("versions", ", ".join(f"{name} {environment[name]}" for name in ("python", "torch", "pyro", "ppvae") if name in environment)),
     ]
     found += [("repository", repository.told(environment))] if "commit" in environment else []
     return found + ([("time in steps", _time(seconds))] if seconds is not None else [])
