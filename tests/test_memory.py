@@ -18,14 +18,14 @@ from test_resume import CASES, left_in, run, untimed
 import pairs
 import ppvae
 from ground_truth import MeanField, linear_gaussian
-from ppvae import annealing, guides, noise, refinement
+from ppvae import annealing, guides, memory, noise, refinement
 from ppvae.analysis.draws import drawn
 from ppvae.analysis.latent_usage import _mutual_information
 from ppvae.cli import main
 from ppvae.commands import models
 from ppvae.errors import DataError, UnreliableWarning
 from ppvae.guides.annealed import Annealed
-from ppvae.memory import Halving, OutOfMemoryError, is_out_of_memory
+from ppvae.memory import Halving, NotInPieces, OutOfMemoryError, is_out_of_memory
 from ppvae.nn import MLP
 from ppvae.pair import Pair
 from ppvae.starts import start_of
@@ -376,6 +376,38 @@ def test_a_guide_that_walks_chains_has_its_densities_cut():
     with pytest.warns(UnreliableWarning, match="memory ran out with 8 data at once; it goes on with 1, its particles in 2 parts"):
         found = weights(pair, x, 4)
     assert (found - expected).abs().max() < 1e-9  # rounding: matrices of other sizes
+
+
+def test_densities_inside_draws_are_cut_where_memory_ran_out_in_them():
+    calls = []
+
+    def work(rows):
+        with memory.draws(4, 1) as draws, memory.densities(4, 1) as densities:
+            calls.append((len(draws), len(densities)))
+            if len(densities) < 4:
+                raise MemoryError
+
+    with pytest.warns(UnreliableWarning, match="work: memory ran out with 4 data at once; it goes on with 1, or fewer"):
+        Halving(1, "work")(slice(0, 4), work)
+    assert calls == [(1, 1), (1, 2), (1, 4)]
+
+
+def test_densities_are_cut_where_the_draws_around_them_cannot_be():
+    """As where memory runs out for a gradient on the way of a chain: it is no density's call in which it happens."""
+    calls = []
+
+    def work(rows):
+        with memory.draws(4, 1) as draws:
+            with memory.densities(4, 1) as densities:
+                calls.append((len(draws), len(densities)))
+            if len(draws) > 1:
+                raise NotInPieces("those of a chain cannot be made in pieces")
+            if len(densities) < 4:
+                raise MemoryError
+
+    with pytest.warns(UnreliableWarning, match="work: memory ran out with 4 data at once; it goes on with 1, or fewer"):
+        Halving(1, "work")(slice(0, 4), work)
+    assert calls == [(1, 1), (2, 1), (1, 1), (1, 2), (1, 4)]
 
 
 def test_draws_for_calibration_and_for_corrected_samples_go_on_below_a_block():

@@ -257,6 +257,16 @@ class Seeded(Shuffled):
         return self.loc + torch.empty(self.loc.shape).normal_(generator=torch.Generator().manual_seed(0))
 
 
+class Columns(Shuffled):
+    """Its random numbers fill a memory whose rows and columns are changed."""
+
+    def expand(self, batch_shape, _instance=None):
+        return Columns(self.loc.expand(batch_shape))
+
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+        return self.loc + torch.empty(self.loc.movedim(-1, 0).shape).movedim(0, -1).normal_()
+
+
 SCALAR = dist.Normal(torch.tensor(0.0), 1.0)
 REFUSED = {
     "Gamma": (pair_of(lambda x: dist.Gamma(x[:, :2].exp(), 1.0).to_event(1), POSITIVE), "those of site 'z' (Gamma)"),
@@ -266,6 +276,7 @@ REFUSED = {
     "VonMises": (pair_of(lambda x: dist.VonMises(x[:, 0], 2.0), dist.VonMises(torch.tensor(0.0), 1.0)), "those of site 'z' (VonMises)"),
     "expanded by Pyro": (pair_of(lambda x: Pyros(x[:, 0]), SCALAR), "those of site 'z' (Pyros)"),
     "rows last": (pair_of(lambda x: Shuffled(x[:, 0]), SCALAR), "those of site 'z' (Shuffled)"),
+    "memory in another order": (pair_of(lambda x: Columns(x[:, 0]), SCALAR), "those of site 'z' (Columns)"),
     "a generator of its own": ((pair_of(None, SCALAR)[0], own_generator), "those of site 'z' (Seeded)"),
     "outside": ((pair_of(None, NORMAL)[0], outside), "those outside the sites of the data plate (aten.randn.default)"),
     "hidden": ((pair_of(None, NORMAL)[0], hidden), "those outside the sites of the data plate (aten.normal_.default)"),
