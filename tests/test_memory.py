@@ -364,6 +364,7 @@ def test_draws_for_refinement_and_annealing_go_on_below_a_block(what, monkeypatc
     assert (found - expected).abs().max() < 1e-9  # rounding: matrices of other sizes
 
 
+@pytest.mark.soak
 def test_a_guide_that_walks_chains_has_its_densities_cut():
     """Its random numbers lie outside its sites, so that its draws cannot be; the densities on the way are what memory ran out for."""
     model, _, x = linear_gaussian(num_data=8)
