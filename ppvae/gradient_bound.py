@@ -45,19 +45,31 @@ def return_bound(module: fx.GraphModule, first: int) -> None:
     output = next(node for node in graph.nodes if node.op == "output")
     values: list[fx.Node] = list(output.args[0])
     with graph.inserting_before(output):
-        bounds = [_bound(graph, gradient) for gradient in values[first:]]
+        norms: dict[fx.Node, fx.Node] = {}
+        bounds = [_bound(graph, gradient, norms) for gradient in sorted(values[first:], key=_is_sum)]
         values.insert(first, functools.reduce(lambda a, b: graph.call_function(aten.add.Tensor, (a, b)), bounds))
     output.args = (values,)
     module.recompile()
 
 
-def _bound(graph: fx.Graph, gradient: fx.Node) -> fx.Node:
-    product = _origin(gradient)
-    if product.target is aten.mm.default:
-        factors = [_origin(factor) for factor in product.args]  # type: ignore[arg-type]
-        if sum(map(_size, factors)) < _size(product):
-            return graph.call_function(aten.mul.Tensor, tuple(_norm(graph, factor) for factor in factors))
+def _bound(graph: fx.Graph, gradient: fx.Node, norms: dict[fx.Node, fx.Node]) -> fx.Node:
+    """Of one gradient; ``norms`` holds those of the factors seen so far."""
+    origin = _origin(gradient)
+    if origin.target is aten.mm.default:
+        factors = [_origin(factor) for factor in origin.args]  # type: ignore[arg-type]
+        if sum(map(_size, factors)) < _size(origin):
+            for factor in factors:
+                norms[factor] = norms.get(factor) or _norm(graph, factor)
+            return graph.call_function(aten.mul.Tensor, tuple(norms[factor] for factor in factors))
+    if _is_sum(gradient):  # of a bias: n summands of one row or another are no longer than sqrt(n) times all of them
+        summed = _origin(origin.args[0])  # type: ignore[arg-type]
+        if summed in norms:
+            return graph.call_function(aten.mul.Scalar, (norms[summed], math.sqrt(_size(summed) / _size(origin))))
     return _norm(graph, gradient)
+
+
+def _is_sum(gradient: fx.Node) -> bool:
+    return _origin(gradient).target is aten.sum.dim_IntList
 
 
 def _origin(node: fx.Node) -> fx.Node:

@@ -62,8 +62,8 @@ class SVI(pyro.infer.SVI):
 
     Attributes:
         gradient_norm: Of the last step, before clipping; nan where it was not measured.
-        measure_norm: Whether every step measures it. Eager steps do, since they look whether it is finite; a compiled one knows that by a
-            bound (``gradient_bound``), and with False spares the pass over all gradients, unless it clips.
+        measure_norm: Whether every step measures it. With False a step that does not clip may see in a cheaper way that the gradient is
+            finite: a compiled one by a bound (``gradient_bound``), an eager one as it divides it by the number of data.
 
     Raises:
         ObjectiveError: A weight other than 1 with an objective in which it would not be the weighted ELBO.
@@ -366,15 +366,19 @@ class SVI(pyro.infer.SVI):
 
     def _check_and_clip(self, loss: Any, params: list[Tensor], divisor: float) -> None:
         gradients = [p.grad for p in params if p.grad is not None]
-        if divisor != 1.0 and gradients:
-            torch._foreach_div_(gradients, divisor)
-        norm = norm_of(gradients)
-        self.gradient_norm = norm.item()
         values = loss if isinstance(loss, tuple) else (loss,)
-        if not (all(abs(value) < float("inf") for value in values) and self.gradient_norm < float("inf")):
+        sound = all(abs(value) < float("inf") for value in values)
+        spared = sound and not self.measure_norm and self.clip_norm is None and are_single(gradients)
+        if spared:
+            spared = divided(gradients, divisor)
+        elif divisor != 1.0 and gradients:
+            torch._foreach_div_(gradients, divisor)
+        norm = None if spared else norm_of(gradients)
+        self.gradient_norm = float("nan") if norm is None else norm.item()
+        if not (sound and (spared or self.gradient_norm < float("inf"))):
             zero_grads(params)
             self._diverged(values)
-        if self.clip_norm is not None and gradients:
+        if self.clip_norm is not None and norm is not None and gradients:
             torch.nn.utils.clip_grads_with_norm_(params, self.clip_norm, norm)
 
     def _diverged(self, losses: tuple[float, ...]) -> NoReturn:
@@ -388,6 +392,18 @@ class SVI(pyro.infer.SVI):
 def norm_of(gradients: list[Tensor]) -> Tensor:
     """The norm of all gradients together, 0-d: torch's ``get_total_norm`` without its grouping, which is most of it for small networks."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) if gradients else torch.zeros(())
+
+
+def are_single(gradients: list[Tensor]) -> bool:
+    """Whether there are some, of float32 and on one device: what ``divided`` takes."""
+    return {(g.dtype, g.device) for g in gradients} == {(torch.float32, gradients[0].device)} if gradients else False
+
+
+def divided(gradients: list[Tensor], divisor: float) -> bool:
+    """Divide gradients of float32, in place, and tell whether every entry is a number: in one pass, that of torch's ``GradScaler``."""
+    none = torch.zeros(1, device=gradients[0].device, dtype=torch.float32)
+    torch._amp_foreach_non_finite_check_and_unscale_(gradients, none, torch.full_like(none[0], 1 / divisor))
+    return not none.item()
 
 
 def _traced(capture: Any) -> dict[int, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +18,7 @@ from pairs import optim
 from ppvae import SVI
 from ppvae.errors import DivergedError, ObjectiveError, ProgramError
 from ppvae.state import named_tensors
-from ppvae.svi import norm_of
+from ppvae.svi import are_single, divided, norm_of
 
 adam = functools.partial(torch.optim.Adam, lr=0.01)
 sgd = functools.partial(torch.optim.SGD, lr=1.0)
@@ -163,19 +165,39 @@ def test_the_norm_of_gradients_of_two_types():
     assert norm_of(gradients).item() == 13.0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e25, 0.0])
+def test_gradients_are_divided_and_one_entry_that_is_no_number_is_found_wherever_it_lies(value):
+    kept = [torch.randn(3, 5).float(), torch.randn(5, 3).float().t(), torch.randn(()).float(), torch.zeros(0).float()]
+    for i, shape in enumerate((kept[0].shape, kept[1].shape, ())):
+        for place in itertools.product(*(range(n) for n in shape)):
+            gradients = [g.clone() for g in kept]
+            gradients[i][place] = value
+            expected = [g / 7 for g in gradients]
+            assert divided(gradients, 7.0) == math.isfinite(value)
+            # 1/7 and the product by it are rounded, each by half a unit
+            torch.testing.assert_close(gradients, expected, rtol=2 * torch.finfo(torch.float32).eps, atol=0, equal_nan=True)
+
+
+def test_only_gradients_of_float32_on_one_device_are_divided_so():
+    single, double = torch.zeros(2).float(), torch.zeros(2).double()
+    assert are_single([single, single])
+    assert not are_single([single, double]) and not are_single([double]) and not are_single([])
+    assert not are_single([single, torch.zeros(2, dtype=torch.float32, device="meta")])
+
+
 @pytest.mark.parametrize("clip_norm", [0.0, -1.0, float("nan")], ids=str)
 def test_clip_norm_must_be_positive(clip_norm):
     with pytest.raises(ObjectiveError, match=f"clip_norm must be positive, got {clip_norm}\n  mend:  clip_norm=None switches clipping off"):
         SVI(nothing, nothing, sgd, three, clip_norm=clip_norm)
 
 
-def breaks(how):
+def breaks(how, dtype=None):
     """A loss with gradient -1 at theta = 1 and -2 at 2; from the third step on it is not finite, or its gradient is not."""
     calls = []
 
     def loss(model, guide, x):
         calls.append(1)
-        theta = pyro.param("theta", torch.tensor(1.0))
+        theta = pyro.param("theta", torch.tensor(1.0, dtype=dtype))
         trouble = {"nan": theta * torch.nan, "inf": theta * torch.inf, "gradient": (theta * 0.0).sqrt()}[how]
         return -(theta**2) / 2 + (trouble if len(calls) > 2 else 0.0)
 
@@ -184,8 +206,10 @@ def breaks(how):
 
 @pytest.mark.parametrize("optimizer", [optim.SGD({"lr": 1.0}), sgd], ids=["pyro", "torch"])
 @pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
-def test_step_that_is_not_finite_is_refused_before_the_update(how, optimizer):
-    svi = SVI(nothing, nothing, optimizer, breaks(how))
+@pytest.mark.parametrize(("measured", "dtype"), [(True, torch.float64), (True, torch.float32), (False, torch.float32)])
+def test_step_that_is_not_finite_is_refused_before_the_update(measured, dtype, how, optimizer):
+    svi = SVI(nothing, nothing, optimizer, breaks(how, dtype))
+    svi.measure_norm = measured
     svi.step(torch.zeros(1)), svi.step(torch.zeros(1))
     with pytest.raises(DivergedError) as raised:
         svi.step(torch.zeros(1))
@@ -193,8 +217,10 @@ def test_step_that_is_not_finite_is_refused_before_the_update(how, optimizer):
     assert (pyro.param("theta").item(), svi.steps_taken) == (4.0, 2)
 
 
-def test_divergence_tells_loss_and_norm():
-    svi = SVI(nothing, nothing, sgd, breaks("gradient"))
+@pytest.mark.parametrize("measured", [True, False])
+def test_divergence_tells_loss_and_norm(measured):
+    svi = SVI(nothing, nothing, sgd, breaks("gradient", torch.float32))
+    svi.measure_norm = measured
     svi.step(torch.zeros(1)), svi.step(torch.zeros(1))
     with pytest.raises(DivergedError) as raised:
         svi.step(torch.zeros(1))
