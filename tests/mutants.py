@@ -45,6 +45,7 @@ UNIFORMITY, CORRECTED, STREAM, ENUMERATION = "analysis/uniformity.py", "analysis
 
 ON_IMPORTANCE, ON_ANNEALING, ON_HMC, ON_REFINE = "test_importance.py", "test_annealing.py", "test_hmc.py", "test_refine.py"
 ON_LIKELIHOOD, ON_PROGRAMS, ON_EXACT = "test_log_likelihood.py", "test_programs.py", "test_exact_log_likelihood.py"
+SVI, BOUND, ON_BOUND = "ppvae/svi.py", "ppvae/gradient_bound.py", "test_gradient_bound.py"
 TRAINING, RESUME, ROLLBACK, ON_ROLLBACK = "ppvae/training.py", "ppvae/resume.py", "ppvae/rollback.py", "test_rollback.py"
 ON_CALIBRATION, ON_FAMILIES, ON_FAULTS, ON_GAPS = "test_calibration.py", "test_families.py", "test_faults.py", "test_inference_gaps.py"
 
@@ -139,6 +140,17 @@ MUTANTS = (
     of("rollback: births stay", ROLLBACK, "    without_born_since(training, tensors)\n", "", ON_ROLLBACK),
     of("rollback: the best epoch stays", RESUME, '    training.best = state["best"]\n', "", ON_ROLLBACK),
     of("rollback: an update is taken whole", "ppvae/svi.py", "torch._foreach_lerp_(params, before, 1 - self.shortened)", "pass", ON_ROLLBACK),
+
+    # the check before an update
+    of("check: everything is proved finite", SVI, "found.bound.item() < LARGEST", "True", ON_BOUND),
+    of("check: proved where a square overflows", BOUND, "LARGEST = 1e19", "LARGEST = math.inf", ON_BOUND),
+    of("check: a factor in place of the other", BOUND, "tuple(norms[factor] for factor in factors)", "(norms[factors[0]], norms[factors[0]])", ON_BOUND),
+    of("check: the last gradient alone", BOUND, "lambda a, b: graph.call_function(aten.add.Tensor, (a, b))", "lambda a, b: b", ON_BOUND),
+    of("check: a sum no longer than a summand", BOUND, "math.sqrt(_size(summed) / _size(origin))", "1.0", ON_BOUND),
+    of("check: divided and not looked at", SVI, "return not none.item()", "return True", "test_svi.py"),
+    of("check: divided twice", SVI, "        elif divisor != 1.0 and gradients:", "        if divisor != 1.0 and gradients:", ON_BOUND),
+    of("check: a divergence of both engines is a fault of one", "ppvae/engine.py", "if not (math.isfinite(norm) or _are_finite(found)):", "if False:", ON_BOUND),
+    of("check: the history's mean over all steps", TRAINING, "math.ceil(self.steps_per_epoch / NORM_EVERY)", "self.steps_per_epoch", ON_BOUND),
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 import ppvae
 from ppvae import svi as stepping
+from ppvae import training
 from ppvae.capture import capture
 from ppvae.errors import DivergedError
 from ppvae.gradient_bound import LARGEST, return_bound
@@ -183,3 +184,21 @@ def test_a_loop_that_reads_late_is_told_by_the_norm_and_no_fault_of_the_compiled
     svi.step(torch.zeros(3, 6))  # the fourth of the compiled ones, which is held to eager Pyro
     assert torch.isnan(svi.gradient_norm) and svi.engine.reason == ""
     assert all(torch.isfinite(p).all() for p in pair.parameters())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_steps_that_are_measured_and_steps_that_are_not_go_the_same_way(compiled, graphs, monkeypatch):
+    """Descent by the gradient itself, of batches of 3 and 1: one that was divided otherwise would go elsewhere."""
+
+    def trained(every):
+        monkeypatch.setattr(training, "NORM_EVERY", every)
+        pair, x = Root().float(), torch.linspace(1, 2, 60, dtype=torch.float32).reshape(10, 6)
+        sgd = functools.partial(torch.optim.SGD, lr=0.1)
+        ppvae.fit(pair.model, pair.guide, x, epochs=3, batch_size=3, optimizer=sgd, compile=compiled)
+        return pair.network.weight
+
+    start = Root().float().network.weight
+    measured, not_measured = trained(1), trained(16)
+    assert (measured - start).abs().max() > 0.1
+    # 12 steps, each with some ten roundings of numbers below 2
+    torch.testing.assert_close(not_measured, measured, rtol=0, atol=12 * 10 * 2 * torch.finfo(torch.float32).eps)
