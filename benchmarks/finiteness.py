@@ -3,13 +3,12 @@
     python -m benchmarks.finiteness            # four minutes, one thread
 
 A step of ``ppvae.fit`` as it is, and the same step with the check taken out, in turns of short blocks in one process. Where parameters
-come to lie in memory makes a step some percent faster or slower, so that there are several pairs of each kind, and a round times the next.
+come to lie in memory makes a step some percent faster or slower: both step on the same ones, of several pairs, and a round times the next.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +24,7 @@ from ppvae.engine import Call, Gradients
 from ppvae.training import NORM_EVERY
 
 ROUNDS = 64
-PAIRS = 8  # of each kind
+PAIRS = 8
 # Name, pixels, hidden units, latents, rows: A1 of the other tables, and a network so small that calls are all it costs.
 NETWORKS = [("A1", 784, 200, 50, 20), ("A1", 784, 200, 50, 100), ("A1", 784, 200, 50, 512), ("digits", 64, 64, 4, 512)]
 
@@ -54,41 +53,50 @@ def without_bound() -> Iterator[None]:
         yield
 
 
-def stepper(kind: type[ppvae.SVI], network: tuple[str, int, int, int, int], compiled: bool) -> Callable[[int], None]:
-    """So many steps as the loop takes them: the norm of every sixteenth is measured."""
+def steppers(network: tuple[str, int, int, int, int], compiled: bool) -> dict[str, Callable[[int], None]]:
+    """So many steps as the loop takes them, with the check and without, of one pair with one optimizer."""
     _, pixels, hidden, latents, rows = network
     torch.manual_seed(0)
     model = models.Bernoulli(ppvae.nn.MLP(latents, [hidden, hidden], pixels, torch.nn.Tanh), latent_dim=latents)
     guide = guides.DiagonalNormal(ppvae.nn.MLP(pixels, [hidden, hidden], 2 * latents, torch.nn.Tanh), latent_dim=latents)
-    svi = kind(model, guide, functools.partial(torch.optim.Adam, lr=1e-4), compile=compiled)
     call = Call.of(((torch.rand(rows, pixels) < 0.3).float(),), {})
+    adam = functools.partial(torch.optim.Adam, lr=1e-4)
+    checked = ppvae.SVI(model, guide, adam, compile=compiled)
+    warm(checked, call, rows)
+    unchecked = Unchecked(model, guide, adam, compile=compiled)
+    unchecked.optim = checked.optim  # the same numbers in the same memory
+    with without_bound():
+        warm(unchecked, call, rows)
+    return {name: functools.partial(take, svi, call, rows) for name, svi in (("checked", checked), ("unchecked", unchecked))}
 
-    def run(steps: int) -> None:
-        for step in range(steps):
-            svi.measure_norm = step % NORM_EVERY == 0
-            svi.take(call, float(rows))
 
-    run(40)  # compiled, and past the steps that are verified often
-    if compiled and not svi.engine.steps:
+def take(svi: ppvae.SVI, call: Call, rows: int, steps: int) -> None:
+    """Steps of which the first of every sixteen has its norm measured."""
+    for step in range(steps):
+        svi.measure_norm = step % NORM_EVERY == 0
+        svi.take(call, float(rows))
+
+
+def warm(svi: ppvae.SVI, call: Call, rows: int) -> None:
+    """Compile, and get past the steps that are verified often."""
+    take(svi, call, rows, 40)
+    if svi.engine.on and not svi.engine.steps:
         raise RuntimeError(f"nothing was compiled: {svi.engine.reason}")
-    return run
 
 
 def share(network: tuple[str, int, int, int, int], compiled: bool) -> str:
     """A line of the table."""
-    runs: dict[str, list[Callable[[int], None]]] = {"checked": [], "unchecked": []}
-    for _ in range(PAIRS):
-        runs["checked"].append(stepper(ppvae.SVI, network, compiled))
-        with without_bound():
-            runs["unchecked"].append(stepper(Unchecked, network, compiled))
-    steps = NORM_EVERY * max(1, round(BLOCK_SECONDS / block(runs["unchecked"][0], NORM_EVERY)[0]))
-    rounds = {name: itertools.cycle(own) for name, own in runs.items()}
+    runs = [steppers(network, compiled) for _ in range(PAIRS)]
+    steps = NORM_EVERY * max(1, round(BLOCK_SECONDS / block(runs[0]["unchecked"], NORM_EVERY)[0]))
+    rounds = dict.fromkeys(runs[0], 0)
 
     def measured(name: str) -> Block:
-        seconds, foreign = block(next(rounds[name]), steps, settle=2)
-        return Block(seconds / steps, is_clean(seconds, foreign))
+        seconds, foreign = block(runs[rounds[name] % PAIRS][name], steps, settle=2)
+        clean = is_clean(seconds, foreign)
+        rounds[name] += clean  # a block that is taken again is of the same pair
+        return Block(seconds / steps, clean)
 
-    found = interleaved({name: functools.partial(measured, name) for name in runs}, ROUNDS)
+    found = interleaved({name: functools.partial(measured, name) for name in rounds}, ROUNDS)
     cost = ratio(found["checked"], found["unchecked"])
     step = median_interval(found["checked"].clean)
     low, high = (100 * (bound - 1) for bound in (cost.low, cost.high))

@@ -57,7 +57,7 @@ def _bound(graph: fx.Graph, gradient: fx.Node, norms: dict[fx.Node, fx.Node]) ->
     origin = _origin(gradient)
     if origin.target is aten.mm.default:
         factors = [_origin(factor) for factor in origin.args]  # type: ignore[arg-type]
-        if sum(map(_size, factors)) < _size(origin):
+        if all(map(_size, factors)) and sum(map(_size, factors)) < _size(origin):
             for factor in factors:
                 norms[factor] = norms.get(factor) or _norm(graph, factor)
             return graph.call_function(aten.mul.Tensor, tuple(norms[factor] for factor in factors))
@@ -74,17 +74,18 @@ def _is_sum(gradient: fx.Node) -> bool:
 
 def _origin(node: fx.Node) -> fx.Node:
     """The node whose entries these are."""
-    while node.target in SAME_ENTRIES and _size(node) == _size(node.args[0]):  # type: ignore[arg-type]
+    while node.target in SAME_ENTRIES and 0 < _size(node) == _size(node.args[0]):  # type: ignore[arg-type]
         node = node.args[0]  # type: ignore[assignment]
     return node
 
 
 def _size(node: fx.Node) -> int:
-    return math.prod(node.meta["val"].shape)
+    """How many entries it has; 0 where nothing is known of it: of a tensor that the graph closes over."""
+    return math.prod(node.meta["val"].shape) if "val" in node.meta else 0
 
 
 def _norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    if node.meta["val"].dtype in (torch.bfloat16, torch.float16):
+    if "val" in node.meta and node.meta["val"].dtype in (torch.bfloat16, torch.float16):
         node = graph.call_function(aten._to_copy.default, (node,), {"dtype": torch.float32})
     squares = graph.call_function(aten.mul.Tensor, (node, node))
     return graph.call_function(aten.sqrt.default, (graph.call_function(aten.sum.default, (squares,)),))

@@ -94,6 +94,20 @@ def test_a_sum_that_overflows_on_its_way_is_not_proved():
     assert not torch.isfinite(graph(x, d)[2]).all()
 
 
+def test_a_factor_that_the_graph_closes_over_leaves_the_norm_itself():
+    """As of pseudo-inputs, which are parameters that go through a network like data."""
+    weight, pseudo = nn.Parameter(torch.randn(WIDE, WIDE)), nn.Parameter(torch.randn(2, WIDE))
+
+    def function(d):
+        loss = ((pseudo @ weight.t()) * d).sum()
+        return [loss.detach(), *torch.autograd.grad(loss, [weight, pseudo])]
+
+    graph = capture(function, [torch.ones(2, WIDE)], [weight, pseudo])
+    return_bound(graph.module, first=1)
+    _, bound, *gradients = graph(torch.randn(2, WIDE))
+    assert bound.item() == pytest.approx(sum(g.norm().item() for g in gradients), rel=1e-14)
+
+
 # A pair whose loss is a number where its gradient is none: the root of |w x|, whose slope at 0 is infinite, times that of | |, 0.
 
 
