@@ -1,16 +1,21 @@
 """What it costs to see, before every update, that loss and gradient are finite.
 
-    python -m benchmarks.finiteness            # four minutes, one thread
+    python -m benchmarks.finiteness            # six minutes, one thread
 
-A step of ``ppvae.fit`` as it is, and the same step with the check taken out, in turns of short blocks in one process. Where parameters
-come to lie in memory makes a step some percent faster or slower: both step on the same ones, of several pairs, and a round times the next.
+A step of ``ppvae.fit`` as it is, the same step with the check taken out, and the same step with the norm of the gradient measured, in
+turns of single steps and random order in one process: what drifts, and who else uses the machine, meets all alike. Where parameters
+come to lie in memory makes a step some percent faster or slower: all step on the same ones, of several pairs.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -18,13 +23,13 @@ import torch
 from torch import Tensor, fx
 
 import ppvae
-from benchmarks.timing import BLOCK_SECONDS, Block, block, interleaved, is_clean, median_interval, ratio
+from benchmarks.timing import TRIES, busy_seconds, is_clean, median_interval, own_seconds
 from ppvae import guides, models
 from ppvae.engine import Call, Gradients
 from ppvae.training import NORM_EVERY
 
-ROUNDS = 64
-PAIRS = 8
+PAIRS = 7
+PAIR_SECONDS = 5.0
 # Name, pixels, hidden units, latents, rows: A1 of the other tables, and a network so small that calls are all it costs.
 NETWORKS = [("A1", 784, 200, 50, 20), ("A1", 784, 200, 50, 100), ("A1", 784, 200, 50, 512), ("digits", 64, 64, 4, 512)]
 
@@ -53,64 +58,89 @@ def without_bound() -> Iterator[None]:
         yield
 
 
-def steppers(network: tuple[str, int, int, int, int], compiled: bool) -> dict[str, Callable[[int], None]]:
-    """So many steps as the loop takes them, with the check and without, of one pair with one optimizer."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one pair.
+
+    Attributes:
+        seconds: Of a step without the check.
+        check, norm: What is added to it, as a share: by the check, and by the norm that one step of 32 measures for the history.
+    """
+
+    seconds: float
+    check: float
+    norm: float
+
+
+def steps_of(network: tuple[str, int, int, int, int], compiled: bool) -> dict[str, Callable[[], object]]:
+    """A step as the loop takes it, in three ways, of one pair with one optimizer."""
     _, pixels, hidden, latents, rows = network
     torch.manual_seed(0)
     model = models.Bernoulli(ppvae.nn.MLP(latents, [hidden, hidden], pixels, torch.nn.Tanh), latent_dim=latents)
     guide = guides.DiagonalNormal(ppvae.nn.MLP(pixels, [hidden, hidden], 2 * latents, torch.nn.Tanh), latent_dim=latents)
     call = Call.of(((torch.rand(rows, pixels) < 0.3).float(),), {})
-    adam = functools.partial(torch.optim.Adam, lr=1e-4)
+    adam = partial(torch.optim.Adam, lr=1e-4)
     checked = ppvae.SVI(model, guide, adam, compile=compiled)
     warm(checked, call, rows)
     unchecked = Unchecked(model, guide, adam, compile=compiled)
     unchecked.optim = checked.optim  # the same numbers in the same memory
     with without_bound():
         warm(unchecked, call, rows)
-    return {name: functools.partial(take, svi, call, rows) for name, svi in (("checked", checked), ("unchecked", unchecked))}
+    return {
+        "checked": partial(take, checked, call, rows, False),
+        "measured": partial(take, checked, call, rows, True),
+        "unchecked": partial(take, unchecked, call, rows, False),
+    }
 
 
-def take(svi: ppvae.SVI, call: Call, rows: int, steps: int) -> None:
-    """Steps of which the first of every sixteen has its norm measured."""
-    for step in range(steps):
-        svi.measure_norm = step % NORM_EVERY == 0
-        svi.take(call, float(rows))
+def take(svi: ppvae.SVI, call: Call, rows: int, measured: bool) -> None:
+    """One step."""
+    svi.measure_norm = measured
+    svi.take(call, float(rows))
 
 
 def warm(svi: ppvae.SVI, call: Call, rows: int) -> None:
     """Compile, and get past the steps that are verified often."""
-    take(svi, call, rows, 40)
+    for _ in range(40):
+        take(svi, call, rows, False)
     if svi.engine.on and not svi.engine.steps:
         raise RuntimeError(f"nothing was compiled: {svi.engine.reason}")
 
 
-def share(network: tuple[str, int, int, int, int], compiled: bool) -> str:
+def cost(steps: Mapping[str, Callable[[], object]], order: random.Random) -> Cost:
+    """Of single steps in turns, by their medians; taken again where other processes used the processors."""
+    for _ in range(TRIES):
+        taken: dict[str, list[float]] = {name: [] for name in steps}
+        busy, own, started = busy_seconds(), own_seconds(), time.perf_counter()
+        while time.perf_counter() - started < PAIR_SECONDS:
+            for name in order.sample(list(steps), len(steps)):
+                before = time.perf_counter()
+                steps[name]()
+                taken[name].append(time.perf_counter() - before)
+        if is_clean(time.perf_counter() - started, (busy_seconds() - busy) - (own_seconds() - own)):
+            break
+    median = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    base = median["unchecked"]
+    return Cost(base, median["checked"] / base - 1, (median["measured"] - median["checked"]) / NORM_EVERY / base)
+
+
+def line(network: tuple[str, int, int, int, int], compiled: bool) -> str:
     """A line of the table."""
-    runs = [steppers(network, compiled) for _ in range(PAIRS)]
-    steps = NORM_EVERY * max(1, round(BLOCK_SECONDS / block(runs[0]["unchecked"], NORM_EVERY)[0]))
-    rounds = dict.fromkeys(runs[0], 0)
-
-    def measured(name: str) -> Block:
-        seconds, foreign = block(runs[rounds[name] % PAIRS][name], steps, settle=2)
-        clean = is_clean(seconds, foreign)
-        rounds[name] += clean  # a block that is taken again is of the same pair
-        return Block(seconds / steps, clean)
-
-    found = interleaved({name: functools.partial(measured, name) for name in rounds}, ROUNDS)
-    cost = ratio(found["checked"], found["unchecked"])
-    step = median_interval(found["checked"].clean)
-    low, high = (100 * (bound - 1) for bound in (cost.low, cost.high))
-    what = f"{network[0]}, {network[-1]} rows | {'compiled' if compiled else 'eager'}"
-    return f"| {what} | {1e3 * step.median:.2f} ms | {100 * (cost.median - 1):.1f} % [{low:.1f}, {high:.1f}] |"
+    order = random.Random(0)
+    found = [cost(steps_of(network, compiled), order) for _ in range(PAIRS)]
+    step = statistics.median(pair.seconds for pair in found)
+    shares = [median_interval([100 * share for share in kind]) for kind in zip(*((pair.check, pair.norm) for pair in found), strict=True)]
+    told = (f"{share.median:.2f} % [{share.low:.2f}, {share.high:.2f}]" for share in shares)
+    return f"| {network[0]}, {network[-1]} rows, {'compiled' if compiled else 'eager'} | {1e3 * step:.2f} ms | {' | '.join(told)} |"
 
 
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    print("| network | step | takes | of which the check |\n|---|---|---|---|")
+    print("| step | takes | the check adds | the norm, for the history |\n|---|---|---|---|")
     for network in NETWORKS:
         for compiled in (False, True):
-            print(share(network, compiled), flush=True)
+            print(line(network, compiled), flush=True)
 
 
 if __name__ == "__main__":

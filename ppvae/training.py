@@ -52,7 +52,7 @@ ASK_EVERY = 16
 # Steps of an epoch after which a run that diverges has another state to go back to: no more of its work is lost.
 REST_EVERY = 1000
 # Steps of an epoch of which one has the norm of its gradient measured, for the history: a pass over all gradients, which small steps feel.
-NORM_EVERY = 16
+NORM_EVERY = 32
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Position:
     epoch: int = 0  # finished
     batch: int = 0  # of the epoch under way
     loss_sum: float = 0.0  # of the epoch under way, over its data
-    norm_sum: float = 0.0  # over every sixteenth of its steps, the first included
+    norm_sum: float = 0.0  # over every 32nd of its steps, the first included
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = "running"
     history: list[dict[str, Any]] = field(default_factory=list)
