@@ -49,7 +49,7 @@ from ppvae.analysis.predictive_check import KHatByLabel, PredictiveCheck, k_hat_
 from ppvae.analysis.probes import Probe, Probes, probe, probes
 from ppvae.analysis.rate_distortion import RateDistortion, rate_distortion
 from ppvae.analysis.refine import Refinement, refine
-from ppvae.analysis.report import compare_report, report
+from ppvae.analysis.report import Judgement, RunComparison, compare_report, compare_runs, judge, report
 from ppvae.analysis.to_arviz import to_arviz
 from ppvae.analysis.verdict import Verdict
 
@@ -80,6 +80,7 @@ __all__ = [
     "Imputation",
     "InferenceGaps",
     "Interpolation",
+    "Judgement",
     "KHatByLabel",
     "LatentUsage",
     "LogLikelihood",
@@ -92,6 +93,7 @@ __all__ = [
     "Provenance",
     "RateDistortion",
     "Refinement",
+    "RunComparison",
     "Traversal",
     "TwoNN",
     "Verdict",
@@ -101,6 +103,7 @@ __all__ = [
     "calibration",
     "compare",
     "compare_report",
+    "compare_runs",
     "corrected",
     "correlation_dimension",
     "dci",
@@ -111,6 +114,7 @@ __all__ = [
     "factor_vae_score",
     "impute",
     "inference_gaps",
+    "judge",
     "k_hat_by_label",
     "latent_usage",
     "latents",

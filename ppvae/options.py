@@ -241,7 +241,8 @@ class Sample:
 class Report:
     """Write one HTML page on a run: verdicts, numbers, figures.
 
-    It shows what `ppvae evaluate` and `ppvae gaps` have measured, computes only what is cheap, and says what is missing.
+    It shows what `ppvae evaluate` and `ppvae gaps` have measured, computes only what is cheap, and says what is missing. The answers of
+    its verdict box are told here too.
 
     Attributes:
         run: A run folder.
@@ -263,7 +264,7 @@ class Compare:
     Attributes:
         first: A run folder.
         second: Another, measured on the same data.
-        out: The page; by default compare-with-SECOND.html in the first run's folder.
+        out: The page; by default compare-SECOND.html in the first run's folder.
     """
 
     example: ClassVar[str] = "ppvae compare runs/digits runs/full-rank"

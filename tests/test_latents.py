@@ -499,7 +499,7 @@ def test_nothing_of_the_callers_is_touched_and_the_seed_rules_all():
         (lambda x, y: latents.codes(Decoder(dim=3), itself, x), "codes at 'z': 3 of 3 dimensions vary with the data"),
         (lambda x, y: latents.traversal(Decoder(dim=3), itself, x), "traversal of 3 dimensions of 'z' from the prior's mean"),
         (lambda x, y: latents.prior_grid(Decoder(dim=3), x, steps=2), "decoded prior over z[0] and z[1]: 2 quantiles each"),
-        (lambda x, y: latents.interpolate(Decoder(dim=3), itself, x, [(0, 1)]), "lowest log mass along 1 paths of 'z', mean: straight"),
+        (lambda x, y: latents.interpolate(Decoder(dim=3), itself, x, [(0, 1)]), "lowest log mass along 1 path of 'z', mean: straight"),
         (lambda x, y: latents.continuity(Decoder(dim=3), itself, x), "largest decoder step 1.00 times the median one"),
         (lambda x, y: latents.attribute_vector(Decoder(dim=3), itself, x, y, 1), "'1' less 'others' at 'z': length"),
         (lambda x, y: latents.average_images(Decoder(dim=3), itself, x, y), "decoded mean codes of 2 classes lie 0.00 from"),

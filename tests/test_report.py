@@ -19,12 +19,13 @@ from test_resume import unsealed
 
 import ppvae
 from ppvae import analysis, guides, models, simulate
-from ppvae.analysis.report import explorer, facts, figures, of_run, verdicts
+from ppvae.analysis.report import explorer, facts, figures, of_run, of_two, verdicts
 from ppvae.analysis.report import page as pages
 from ppvae.analysis.report.explorer import atlas
-from ppvae.analysis.report.of_two import check_measures, pairs
+from ppvae.analysis.report.paired import check_measures, pairs
 from ppvae.analysis.report.record import record_of
 from ppvae.analysis.report.verdicts import BAD, CARE, GOOD, UNKNOWN
+from ppvae.cli import main
 from ppvae.data import Data
 from ppvae.errors import DataError, MissingFileError, RunError
 from ppvae.run import CONFIG, template_of
@@ -611,6 +612,47 @@ def test_differences_are_paired_and_those_of_compare(folder, other, comparison):
     error = differences.std(ddof=1) / math.sqrt(ROWS)
     assert shown[:2] == pytest.approx([differences.mean(), error])
     assert shown[3:] == pytest.approx([np.mean(differences > 0), np.mean(one), np.mean(two)])
+
+
+def test_a_comparison_without_its_page_tells_the_same_difference(folder, other):
+    one, two = (json.loads((path / "results" / "log_likelihood-test.json").read_text())["pointwise"] for path in (folder, other))
+    found = analysis.compare_runs(folder, other)
+    first = found.as_dict()["paired"][0]
+    differences = np.subtract(one, two)
+    assert (first["what"], first["over"], first["num_data"]) == ("log p(x)", "test", ROWS)
+    assert first["difference"]["value"] == pytest.approx(differences.mean())
+    assert first["difference"]["data_se"] == pytest.approx(differences.std(ddof=1) / math.sqrt(ROWS))
+    assert first["share_first_higher"] == pytest.approx(np.mean(differences > 0))
+    assert [first[name]["value"] for name in ("first", "second")] == pytest.approx([np.mean(one), np.mean(two)])
+    assert f"{abs(differences.mean()):.3f}" in str(found) and str(found).startswith("Which is better? ")
+
+
+def test_what_a_terminal_tells_of_runs_is_what_their_pages_tell(plain, folder, other, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(of_two, "_beside", lambda *_: iter(()))
+    pages = tmp_path / "report.html", tmp_path / "compare.html"
+    assert main(["report", str(folder), "--out", str(pages[0])]) == 0
+    assert main(["compare", str(folder), str(other), "--out", str(pages[1])]) == 0
+    told = capsys.readouterr().out.splitlines()
+    report, comparison = (" ".join(Page(page).text.split()) for page in pages)
+    *box, written, which, last = told
+    assert (written, last) == tuple(f"report: {page}" for page in pages)
+    asked = [line for line in box if line.split("?")[0] + "?" in verdicts.QUESTIONS.values()]
+    assert len(asked) == 6 and len(box) > 6
+    for line in [*box, which]:
+        page = comparison if line is which else report
+        question, mark, rest = line.partition("? ")
+        parts = [question + "?", *re.split(r"(?<=\.) (?=What helps: |To measure it: )", rest)] if mark else [line]
+        assert all(part in page for part in parts), line
+
+
+def test_one_object_on_stdout_holds_what_is_told_of_runs(plain, folder, other, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(of_two, "_beside", lambda *_: iter(()))
+    assert main(["compare", str(folder), str(other), "--json", "--out", str(tmp_path / "x.html")]) == 0
+    told = capsys.readouterr()
+    found = analysis.compare_runs(folder, other)
+    assert json.loads(told.out)["comparison"] == json.loads(json.dumps(found.as_dict()))
+    assert found.finding.reason in told.err
+    assert json.loads(told.out)["comparison"]["paired"][0]["num_data"] == ROWS
 
 
 def test_comparison_names_what_differs(comparison):

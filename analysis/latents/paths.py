@@ -64,8 +64,9 @@ class Interpolation:
 
     def __str__(self) -> str:
         told = ", ".join(f"{kind} {low:.2f}" for kind, low in zip(self.kinds, self.lowest_mass.mean(1).tolist(), strict=True))
+        paths = "1 path" if self.z.shape[1] == 1 else f"{self.z.shape[1]} paths"
         return (
-            f"lowest log mass along {self.z.shape[1]} paths of '{self.site}', mean: {told} nats "
+            f"lowest log mass along {paths} of '{self.site}', mean: {told} nats "
             f"(S={self.z.shape[2]}, {self.num_codes} codes; {label(self.source)})"
         )
 

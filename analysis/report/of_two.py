@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppvae.analysis.compare import Comparison, compare
 from ppvae.analysis.report import facts, verdicts
-from ppvae.analysis.report.facts import Number
-from ppvae.analysis.report.of_run import findings
-from ppvae.analysis.report.record import Record, mean, record_of, shown_rows
-from ppvae.analysis.report.verdicts import Finding, number, small
+from ppvae.analysis.report.judgement import findings
+from ppvae.analysis.report.paired import Paired, compared
+from ppvae.analysis.report.record import Record, record_of, shown_rows
+from ppvae.analysis.report.verdicts import Finding
 from ppvae.errors import DataError, PpvaeError
 from ppvae.run import load, template_of
 
@@ -23,28 +20,6 @@ if TYPE_CHECKING:
     from ppvae.analysis.report.figures import Shown
 
 Maker = Callable[[], "Shown"]
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two results of one kind over the same rows."""
-
-    what: str
-    over: str
-    results: tuple[Any, Any]  # two ``LogLikelihood`` or two ``ELBO``
-    found: Comparison
-
-    @property
-    def numbers(self) -> list[Number]:
-        """The mean difference with both errors, the share of data on which the first is higher, and both means."""
-        mean_ = self.found.mean
-        share = mean(self.found.pointwise > 0)
-        return [
-            Number(number(mean_.value, 3), mean_.value, ""),
-            *(Number(small(error), error, "") for error in (mean_.data_se, mean_.mc_se)),
-            Number(f"{100 * share:.0f} %", share, ""),
-            *(Number(number(result.mean.value), result.mean.value, "") for result in self.results),
-        ]
 
 
 def compare_report(a: str | Path, b: str | Path, *, out: str | Path | None = None) -> Path:
@@ -65,9 +40,8 @@ def compare_report(a: str | Path, b: str | Path, *, out: str | Path | None = Non
     from ppvae.analysis.report import figures, page  # matplotlib and jinja2: loaded for a page alone
 
     records = (record_of(a), record_of(b))
-    check_measures(*records)
-    names = _names(*records)
-    paired = pairs(*records)
+    found = compared(*records)
+    names, paired = found.names, found.paired
     together, missing = figures.attempt(_together(records, names, paired))
     if not paired:
         missing.append("paired differences: the runs have no results of one kind on the same rows")
@@ -78,7 +52,7 @@ def compare_report(a: str | Path, b: str | Path, *, out: str | Path | None = Non
         Path(out) if out is not None else records[0].folder / f"compare-{records[1].name}.html",
         names=names,
         folders=[str(record.folder) for record in records],
-        finding=verdict(records, names, paired),
+        finding=found.finding,
         verdicts=judged,
         paired=paired,
         unlike=_unlike(*records),
@@ -86,57 +60,6 @@ def compare_report(a: str | Path, b: str | Path, *, out: str | Path | None = Non
         beside=beside,
         missing=missing + without,
         commands=[*facts.commands(records[0])[:-1], *facts.commands(records[1])[:-1], _command(records)],
-    )
-
-
-def check_measures(a: Record, b: Record) -> None:
-    """Raise where the results of one run are relaxed and those of the other are not.
-
-    Raises:
-        DataError: naming both.
-    """
-    kinds = [{source.measure.startswith("relaxed") for source in record.results.sources} for record in (a, b)]
-    if kinds[0] and kinds[1] and kinds[0] != kinds[1]:
-        relaxed, other = (a, b) if True in kinds[0] else (b, a)
-        raise DataError(
-            f"{relaxed.folder} has results under a relaxed measure, which are no probabilities, and {other.folder} has true ones",
-            where="no difference between the two means anything",
-            mend="evaluate both under likelihoods of one kind, over binarised data",
-        )
-
-
-def pairs(a: Record, b: Record) -> list[Paired]:
-    """Results of one kind over the same rows, log p(x) first; rows are told by their SHA-256."""
-    found = []
-    kinds: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
-        "log p(x)": (a.results.log_likelihood, b.results.log_likelihood),
-        "ELBO": (a.results.elbo, b.results.elbo),
-    }
-    for what, (ours, theirs) in kinds.items():
-        others = {result.source.data["sha256"]: result for result in theirs.values()}
-        for over, result in ours.items():
-            other = others.get(result.source.data["sha256"])
-            if other is not None:
-                found.append(Paired(what, over, (result, other), compare(result, other)))
-    return found
-
-
-def verdict(records: Sequence[Record], names: tuple[str, str], paired: Sequence[Paired]) -> Finding:
-    """Which is better, by log p(x) of test rows where there is one, else by what there is."""
-    again = " and ".join(f"ppvae evaluate {shlex.quote(str(record.folder))} --split test" for record in records)
-    if not paired:
-        return verdicts.better(None, math.nan, names, command=again)
-    first = next((one for one in paired if one.what == paired[0].what and one.over == "test"), paired[0])
-    mean_ = first.found.mean
-    error = math.hypot(0.0 if math.isnan(mean_.data_se) else mean_.data_se, mean_.mc_se)
-    trusted = [mean(result.trusted) for result in first.results] if first.what == "log p(x)" else []
-    return verdicts.better(
-        mean_.value,
-        error,
-        names,
-        trusted=trusted,
-        what=first.what,
-        command=again.replace(" and", " --tolerance 0.05 and") + " --tolerance 0.05",
     )
 
 
@@ -219,10 +142,6 @@ def _of_one(record: Record, name: str, rows: Any) -> Iterator[Maker]:
 
 def _without(why: str) -> Shown:
     raise DataError(why)
-
-
-def _names(a: Record, b: Record) -> tuple[str, str]:
-    return (a.name, b.name) if a.name != b.name else (str(a.folder), str(b.folder))
 
 
 def _unlike(a: Record, b: Record) -> list[tuple[str, str, str]]:

@@ -58,10 +58,18 @@ class Finding:
     reason: str
     command: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.question} {self.answer}. {self.reason}" + (f" {self.advice}: {self.command}" if self.command else "")
+
     @property
     def question(self) -> str:
         """What was asked."""
         return QUESTIONS[self.topic]
+
+    @property
+    def advice(self) -> str:
+        """What the command does."""
+        return "To measure it" if self.level == UNKNOWN else "What helps"
 
     @property
     def word(self) -> str:

@@ -13,5 +13,7 @@ def run(options: Compare) -> int:
     for folder in (options.first, options.second):
         check_folder(folder)
     page = analysis.compare_report(options.first, options.second, out=None if options.out is None else writable(options.out))
+    found = analysis.compare_runs(options.first, options.second)
+    tell("comparison", str(found), found.as_dict())
     tell("report", f"report: {page}", str(page))
     return 0

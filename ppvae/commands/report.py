@@ -14,5 +14,7 @@ def run(options: Report) -> int:
     data = None if options.data is None else splits_of(options.run, options.data)
     out = None if options.out is None else writable(options.out)
     page = analysis.report(options.run, out=out, data=data)
+    found = analysis.judge(options.run)
+    tell("judgement", str(found), found.as_dict())
     tell("report", f"report: {page}", str(page))
     return 0
