@@ -27,6 +27,8 @@ class Delta(PyroModule):
         encoder: (N, *event) -> (N, Z).
     """
 
+    passes_gradients = True  # it prepares for measurements alone, which it refuses
+
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder

@@ -45,6 +45,11 @@ class Iterative(Stepped):
         super().__init__(guide, model, steps, num_draws, seed)
         self.network = network
 
+    @property
+    def passes_gradients(self) -> bool:
+        """Whether training reaches all parts: without steps it leaves the network as it is."""
+        return self.steps > 0
+
     def parameters_at(self, x: Batch) -> Tensor:
         """The rows after the steps, (N, P)."""
         pyro.module("update_network", self.network)

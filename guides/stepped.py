@@ -148,6 +148,11 @@ class Stepped:
 
     differentiated = True  # whether the gradient of a step is differentiated in its turn
 
+    @property
+    def passes_gradients(self) -> bool:
+        """Whether training goes through the steps to all parts of the guide."""
+        return True
+
     def _elbo(self, repeated: Batch, row: Tensor, draws: Tensor, model: Program) -> Tensor:
         """sum_n of the ELBO of each datum, by draws (S, N, *event)."""
         name = "_unconstrained" if isinstance(self.guide, Latents) else self._site

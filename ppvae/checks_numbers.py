@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,22 +192,30 @@ class Reach:
     unreached: list[str]
 
 
-def reach(model: Program, guide: Program, x: Batch, frozen: Iterable[Tensor] = ()) -> Reach:
+def reach(
+    model: Program, guide: Program, x: Batch, frozen: Iterable[Tensor] = (), loss_and_grads: Callable[..., Any] | None = None
+) -> Reach:
     """Run a pair once and see which parameters the unweighted Trace_ELBO depends on, whatever number its gradient is.
 
     Args:
         model, guide: The programs, in the modes and the store that they are to be looked at in.
         x: A batch.
         frozen: Parameters that ask for no gradient, though a run of a ``PyroModule`` may give them one.
+        loss_and_grads: Of another objective, of whose gradients the parameters are to be seen to have one; they come without.
     """
     noted = {"model": Statements("model"), "guide": Statements("guide")}
     with torch.enable_grad():
-        loss = Trace_ELBO().differentiable_loss(_within(model, noted["model"]), _within(guide, noted["guide"]), x)
-        held = _parameters(model, guide, noted["guide"].found + noted["model"].found)
+        run = loss_and_grads or Trace_ELBO().differentiable_loss
+        loss = run(_within(model, noted["model"]), _within(guide, noted["guide"]), x)
+        held = parameters_of(model, guide, noted["guide"].found + noted["model"].found)
         still = {id(parameter) for parameter in frozen}
         asking = [name for name, one in held.items() if one.tensor.requires_grad and id(one.tensor) not in still]
         gradients: Sequence[Tensor | None] = (None,) * len(asking)
-        if isinstance(loss, Tensor) and loss.requires_grad and asking:
+        if loss_and_grads is not None:
+            gradients = [held[name].tensor.grad for name in asking]
+            for one in held.values():
+                one.tensor.grad = None
+        elif isinstance(loss, Tensor) and loss.requires_grad and asking:
             gradients = torch.autograd.grad(loss, [held[name].tensor for name in asking], allow_unused=True)
     return Reach(held, asking, [name for name, gradient in zip(asking, gradients, strict=True) if gradient is None])
 
@@ -217,6 +225,7 @@ def _within(program: Program, statements: Statements) -> Program:
         with statements:
             return program(x)
 
+    run.__wrapped__ = program  # type: ignore[attr-defined]  # as training's own wrapping says
     return run
 
 
@@ -239,7 +248,7 @@ def gradient_findings(model: Program, guide: Program, x: Batch) -> list[Finding]
     return found
 
 
-def _parameters(model: Program, guide: Program, statements: Iterable[Statement]) -> dict[str, Held]:
+def parameters_of(model: Program, guide: Program, statements: Iterable[Statement] = ()) -> dict[str, Held]:
     """The parameters of a pair by name, tied ones once: of its modules, then of its ``pyro.param`` statements."""
     found: dict[str, Held] = {}
     names: dict[int, str] = {}  # of the tensors found so far

@@ -23,6 +23,7 @@ from ppvae import checkpoint, generators, noise
 from ppvae.batches import Batch, each
 from ppvae.capture import why_no_compiler
 from ppvae.check import check
+from ppvae.checks_numbers import listed, parameters_of
 from ppvae.data import Data
 from ppvae.data.leakage import warn_of_leakage
 from ppvae.errors import DataError, ObjectiveError, ProgramError, RunError, ShapeError, UnreliableWarning
@@ -65,7 +66,7 @@ from ppvae.svi import SVI, check_compile, check_objective
 from ppvae.together import SharedSVI
 from ppvae.training import WORTH_COMPILING, Training, rows_measured
 from ppvae.unmeasured import check_unmeasured
-from ppvae.unused import is_known, unused
+from ppvae.unused import unused
 
 ONE_AT_A_TIME = threading.RLock()
 MAY_CHANGE = ("epochs", "patience", "rollbacks", "checkpoint_every", "device", "ranks")  # on resuming
@@ -240,7 +241,9 @@ def fit(
         known = None if folder is None else functools.partial(_looked_before, folder, config, programs)
         relaxed = _look_at_pair(training, objective, known)
         if not (resume and folder is not None and holds_a_run(folder)):
-            ranks.by_first(functools.partial(_look_for_unused, training, objective, unused_parameters == "allow"))
+            more = ranks.by_first(functools.partial(_look_for_unused, training, objective, unused_parameters == "allow"))
+            held = parameters_of(model, guide) if more else {}
+            training.svi.also = [held[name].tensor for name in more if name in held]  # others are of the store, which training sees
         if validation is not None and ranks.first:
             warn_of_leakage(data, validation)
         _begin(training, folder, config, programs, relaxed, command)
@@ -339,23 +342,34 @@ def _look_at_pair(training: Training, objective: Any, known: Callable[[], bool |
     return training.pair.relaxed
 
 
-def _look_for_unused(training: Training, objective: Any, allowed: bool) -> None:
-    """Parameters that the loss does not depend on: a ``.detach()`` too many, perhaps, and hours of training for nothing."""
-    if training.pair is None or not is_known(objective, training.guide):
-        return
+def _look_for_unused(training: Training, objective: Any, allowed: bool) -> list[str]:
+    """Parameters that the loss does not depend on: a ``.detach()`` too many, perhaps, and hours of training for nothing.
+
+    Returns:
+        The names of those that no log density depends on, and the objective all the same.
+    """
     found = unused(
         training.model,
         training.guide,
         training.data,
         training.batch_size,
+        objective=objective,
         frozen=training.frozen,
         seed=training.seed,
         device=training.device,
+        alone=training.ranks.size == 1,
+        disturbed=training.callback is not None,
     )
     if not allowed:
         found.raise_if_any()
     if found.names:
         training.progress.say(f"note: {found}")
+    if found.foreign:
+        training.progress.say(
+            f"note: {len(found.foreign)} parameters of the loss alone are not trained: {listed(found.foreign)}; "
+            "to be trained they stand in model or guide (model.head = head)"
+        )
+    return found.by_objective
 
 
 def _check_all_rows(training: Training, part: Data) -> None:

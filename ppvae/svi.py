@@ -64,6 +64,7 @@ class SVI(pyro.infer.SVI):
         gradient_norm: Of the last step, before clipping; nan where it was not measured.
         measure_norm: Whether every step measures it. With False a step that does not clip may see in a cheaper way that the gradient is
             finite: a compiled one by a bound (``gradient_bound``), an eager one as it divides it by the number of data.
+        also: Parameters to train besides the leaves of the densities: those that the objective alone reaches and no ``pyro.param`` names.
 
     Raises:
         ObjectiveError: A weight other than 1 with an objective in which it would not be the weighted ELBO.
@@ -104,6 +105,7 @@ class SVI(pyro.infer.SVI):
         self.gradient_norm: float | Tensor = float("nan")
         self.measure_norm = True
         self.leaves: list[Tensor] = []
+        self.also: list[Tensor] = []
         self._looked = False
         self._told = False
         self._per_parameter = PerParameter(adapted)
@@ -350,6 +352,7 @@ class SVI(pyro.infer.SVI):
         second of two modules under one store key, which ``pyro.infer.SVI`` leaves untrained."""
         self._looked = True
         leaves, unmatched, drawn = leaves_of_pair(self._model, self._guide, args, kwargs)
+        leaves = list({id(p): p for p in [*leaves, *self.also]}.values())
         if self._weighted:
             refuse_model_enumeration(self.objective, unmatched, drawn)
         self.leaves = leaves

@@ -1,7 +1,8 @@
 """Parameters that no gradient reaches. Training would leave them as they are, silently, so they are looked for before the first step.
 
 A parameter counts as used where one of many runs on batches of two sizes makes the ELBO depend on it, in eval mode or in the modes of
-training: the graph decides, not the gradient's number, and the weights of the sites (beta = 0) are not looked at.
+training: the graph decides, not the gradient's number, and the weights of the sites (beta = 0) are not looked at. Objectives that may
+train more are run too, as training runs them, and a parameter that they leave a gradient in is used.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -24,13 +24,10 @@ from ppvae.checks_numbers import Held, listed, reach
 from ppvae.data import Data
 from ppvae.errors import ProgramError
 from ppvae.modules import Program, eval_mode, freeze
-from ppvae.objectives_traces import Objective
+from ppvae.rehearsal import Rehearsal, is_known, plain_of
 
 # Runs until a parameter counts as unused: one that a branch uses in one run of five is missed by all of them once in a thousand times.
 LOOKS = 32
-# What these reach, and the objectives of our own, Trace_ELBO reaches too. Others may train a parameter in ways of their own (a baseline
-# of TraceGraph_ELBO, a term that a loss function adds).
-KNOWN = (Trace_ELBO, TraceMeanField_ELBO, RenyiELBO)
 
 
 @dataclass
@@ -41,11 +38,17 @@ class Unused:
         held: Those that ask for one.
         names: Those that none reached.
         called: The identities of the modules that ran.
+        by_objective: Those that the objective's own runs reached, and the ELBO's did not before.
+        foreign: Those that the objective alone holds, and leaves a gradient in.
+        sure: Whether none will be reached later for what is known: not where an objective of the user's goes by a state that changes.
     """
 
     held: dict[str, Held] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     called: set[int] = field(default_factory=set)
+    by_objective: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    sure: bool = True
 
     def __str__(self) -> str:
         return self._told(self.names)
@@ -59,7 +62,7 @@ class Unused:
             ProgramError: It names them, their programs and what to do.
         """
         own = [name for name in self.names if self._belongs(self.held[name])]
-        if own:
+        if own and self.sure:
             raise ProgramError(
                 f"{self._told(own)}; training would leave them as they are",
                 where=", ".join(self._shares(own)),
@@ -89,15 +92,18 @@ class Unused:
         return reached or any(id(module) in self.called for module in held.root.modules())
 
 
-def is_known(objective: Any, guide: Program) -> bool:
-    """Whether all that an objective trains is what the plain ELBO depends on."""
-    stepped = hasattr(guide, "rows") or hasattr(guide, "prepared")  # such a guide's parameters move by what it does inside
-    ours = isinstance(objective, Objective) and type(objective).__module__.startswith("ppvae.")
-    return not stepped and (type(objective) in KNOWN or ours)
-
-
 def unused(
-    model: Program, guide: Program, data: Data, batch_size: int, *, frozen: Iterable[nn.Parameter], seed: int, device: torch.device
+    model: Program,
+    guide: Program,
+    data: Data,
+    batch_size: int,
+    *,
+    objective: Any,
+    frozen: Iterable[nn.Parameter],
+    seed: int,
+    device: torch.device,
+    alone: bool = True,
+    disturbed: bool = False,
 ) -> Unused:
     """Look at a pair on batches of its data, until one run or another has reached every parameter, at most 32 times.
 
@@ -105,21 +111,40 @@ def unused(
         model, guide: The programs, in the modes that they are trained in; both are left as they were.
         data: What they are trained on.
         batch_size: Of training; every other batch is half as large.
+        objective: What they are trained by.
         frozen: Parameters that shall stay as they are.
         seed: Of the rows and draws.
         device: Where the programs are.
+        alone: Whether no other process trains along, which an objective of the user's might wait for.
+        disturbed: Whether code of the user's runs between epochs, which may change what such an objective goes by.
+
+    Returns:
+        What was found; nothing of an objective that may train parameters of its own and cannot be run without a trace.
     """
-    found = Unused()
+    found, objective = Unused(), plain_of(objective)
+    rehearsal = None if is_known(objective) else Rehearsal(objective, model, guide)
+    if rehearsal is not None and not (rehearsal.possible and (alone or rehearsal.pyros)):
+        return found
     hook = register_module_forward_pre_hook(lambda module, _: found.called.add(id(module)))
     try:
-        with untouched(model, guide, device=device):
+        with untouched(model, guide, device=device), contextlib.ExitStack() as stack:
+            begun = False
             for look, x in enumerate(_batches(data, batch_size, seed, device)):
                 # In eval mode first: what programs count in training is left alone unless there is a reason.
                 mode = contextlib.nullcontext() if look else eval_mode(model, guide)
                 with noise.seeded(seed, "unused", look, device=device), mode:
                     ran = _look(found, model, guide, x, frozen)
+                    if rehearsal is not None and (found.names or not ran or rehearsal.holds_parameters):
+                        if not begun:
+                            stack.enter_context(rehearsal.undone())
+                            begun = True
+                        ran |= _look(found, model, guide, x, frozen, rehearsal)
                 if ran and not found.names:
                     break
+            if rehearsal is not None and begun:
+                found.names = [name for name in found.names if rehearsal.ran and not rehearsal.moves(found.held[name].tensor)]
+                found.foreign = rehearsal.foreign
+                found.sure = rehearsal.pyros or not (disturbed or rehearsal.changes)
     finally:
         hook.remove()
     return found
@@ -134,17 +159,31 @@ def _batches(data: Data, batch_size: int, seed: int, device: torch.device) -> It
         yield each(data.batch(rows, numbers), lambda part: part.to(device))
 
 
-def _look(found: Unused, model: Program, guide: Program, x: Batch, frozen: Iterable[nn.Parameter]) -> bool:
-    """One run more; whether the programs took the batch."""
+def _look(
+    found: Unused, model: Program, guide: Program, x: Batch, frozen: Iterable[nn.Parameter], rehearsal: Rehearsal | None = None
+) -> bool:
+    """One run more, by the ELBO or by the objective itself; whether the programs took the batch."""
     store = pyro.get_param_store()
     try:
         with store.scope(store.get_state()), pyro.validation_enabled(False):
-            seen = reach(model, guide, x, frozen)
+            seen = reach(model, guide, x, frozen, None if rehearsal is None else rehearsal.loss_and_grads)
     except Exception:  # training meets it too, and tells it
         return False
     finally:
         freeze(frozen)
     new = [name for name in seen.asking if name not in found.held]
     found.held |= {name: seen.held[name] for name in new}
-    found.names = [name for name in [*found.names, *new] if name in seen.unreached or name not in seen.asking]
+    asked = [name for name in [*found.names, *new] if not _moves_itself(guide, seen.held.get(name))]
+    found.names = [name for name in asked if name in seen.unreached or name not in seen.asking]
+    if rehearsal is not None:
+        found.by_objective += [name for name in asked if name not in found.names]
     return True
+
+
+def _moves_itself(guide: Program, held: Held | None) -> bool:
+    """Whether a parameter is a guide's alone that takes steps of its own (``rows``, ``prepared``), and no gradient goes through them.
+
+    Guides that gradients go through say so.
+    """
+    steps = hasattr(guide, "rows") or hasattr(guide, "prepared")
+    return steps and not getattr(guide, "passes_gradients", False) and held is not None and held.sides == ("guide",)

@@ -311,8 +311,8 @@ def mixture(enumerated_by: str = "guide"):
             pyro.sample("x", dist.Normal(means[c], 1.0), obs=x[:, 0])
 
     def guide(x):
-        slopes = pyro.param("slopes", torch.tensor([0.5, -0.2, 0.1]))
         if enumerated_by != "model":
+            slopes = pyro.param("slopes", torch.tensor([0.5, -0.2, 0.1]))
             with pyro.plate("data", len(x), dim=-1):
                 pyro.sample("c", dist.Categorical(logits=x[:, :1] * slopes), infer=where if enumerated_by == "guide" else {})
 

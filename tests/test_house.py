@@ -128,7 +128,8 @@ ALLOWED: dict[str, set[str]] = {
     "header": {"data", "objectives"},
     "looked": {"run"},
     "unmeasured": RUNNING | {"data"},
-    "unused": RUNNING | {"checks_look", "checks_numbers", "data", "objectives_traces"},
+    "rehearsal": RUNNING | {"objectives", "objectives_aggressive", "objectives_traces", "surroundings"},
+    "unused": RUNNING | {"checks_look", "checks_numbers", "data", "rehearsal"},
     "resume": RUNNING | RECORDS | {"optimizer", "generators"},
     "rollback": {"resume", "generators"},
     "training": RUNNING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from unittest import mock
 
@@ -11,14 +12,26 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from torch import nn
 
 import pairs
 import ppvae
 from ppvae import guides, models, objectives
 from ppvae.cli import main
+from ppvae.data import Data
 from ppvae.errors import ObjectiveError, ProgramError
+from ppvae.unused import unused
 
 adam = functools.partial(torch.optim.Adam, lr=0.01)
 
@@ -233,39 +246,337 @@ def test_a_network_of_an_object_that_runs_for_nothing_is_refused():
     assert "'model.judge.weight', 'model.judge.bias'" in refused(experiment.model, experiment.guide).problem
 
 
-# Objectives.
+# Objectives. Whichever it is, the message is that of the first test.
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [TraceMeanField_ELBO(), RenyiELBO(num_particles=2), objectives.StickingTheLanding(), objectives.ReweightedWakeSleep(num_particles=2)],
-    ids=lambda objective: type(objective).__name__,
-)
-def test_objectives_that_train_what_the_elbo_reaches(objective):
-    assert refused(*linear(Detached(nn.Linear(3, 4))), objective=objective).where == "2 of the guide's 2"
+def told(names, where, of=4):
+    """The whole message."""
+    listed = ", ".join(f"'{name}'" for name in names)
+    return (
+        f"{len(names)} of {of} parameters receive no gradient: {listed}; training would leave them as they are\n"
+        f"  where: {where}\n"
+        "  mend:  use them in the program, or remove them; look for .detach(), .item() and torch.no_grad() on their way to a site\n"
+        "     or: requires_grad_(False), where they shall stay as they are\n"
+        "     or: unused_parameters='allow' (--unused-parameters allow), where a branch that is seldom taken uses them"
+    )
 
 
-SPARE = nn.Linear(2, 2).double()
+ENCODER = ["guide.encoder.inner.weight", "guide.encoder.inner.bias"]
+SPARE = ["model.spare.weight", "model.spare.bias"]
 
 
-def penalised(model, guide, x):
-    return pyro.infer.Trace_ELBO().differentiable_loss(model, guide, x) + SPARE(x.new_ones(2)).square().sum()
+def own_loss(model, guide, x):
+    return pyro.infer.Trace_ELBO().differentiable_loss(model, guide, x)
 
 
-@pytest.mark.parametrize(
-    "objective", [penalised, TraceGraph_ELBO(), objectives.Aggressive(pairs.real(), every=9)], ids=["penalty", "baselines", "aggressive"]
-)
-def test_objectives_that_may_train_more_are_not_judged(objective):
-    """A penalty of one's own, a baseline, whatever an objective holds."""
+class Subclass(pyro.infer.Trace_ELBO):
+    """A user's own, with a term on a module that it is given; from call ``after`` on."""
+
+    def __init__(self, module=None, after=0):
+        super().__init__()
+        self.module, self.after, self.calls = module, after, 0
+
+    def loss_and_grads(self, model, guide, *args):
+        loss = super().loss_and_grads(model, guide, *args)
+        if self.after:
+            self.calls += 1
+        if self.module is not None and self.calls >= self.after:
+            self.module(args[0].new_ones(2)).square().sum().backward()
+        return loss
+
+
+OBJECTIVES = {
+    "mean field": TraceMeanField_ELBO,
+    "renyi": lambda: RenyiELBO(num_particles=2),
+    "sticking": objectives.StickingTheLanding,
+    "wake-sleep": lambda: objectives.ReweightedWakeSleep(num_particles=2),
+    "graph": TraceGraph_ELBO,
+    "enumerated": lambda: TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+    "Pyro's wake-sleep": lambda: ReweightedWakeSleep(2, strict_enumeration_warning=False, vectorize_particles=False),
+    "jit": JitTrace_ELBO,
+    "jit, mean field": JitTraceMeanField_ELBO,
+    "jit, graph": JitTraceGraph_ELBO,
+    "jit, enumerated": lambda: JitTraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+    "aggressive": lambda: objectives.Aggressive(pairs.real()),
+    "aggressive, graph": lambda: objectives.Aggressive(pairs.real(), TraceGraph_ELBO()),
+    "function": lambda: own_loss,
+    "partial": lambda: functools.partial(own_loss),
+    "method": lambda: pyro.infer.Trace_ELBO().differentiable_loss,
+    "subclass": Subclass,
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_a_detached_encoder_is_refused_under_every_objective(objective):
+    assert str(refused(*linear(Detached(nn.Linear(3, 4))), objective=objective())) == told(ENCODER, "2 of the guide's 2")
+
+
+class Choosing(nn.Module):
+    """q(z | x) = Categorical(encoder(x)), with a network for the baseline, registered in Pyro's store or not."""
+
+    def __init__(self, registered):
+        super().__init__()
+        self.encoder, self.baseline, self.registered = nn.Linear(3, 2), nn.Linear(3, 1), registered
+
+    def forward(self, x):
+        if self.registered:
+            pyro.module("baseline", self.baseline)
+        options = {"nn_baseline": lambda x: self.baseline(x)[..., 0], "nn_baseline_input": x}
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Categorical(logits=self.encoder(x)), infer={"baseline": options})
+
+
+class Chosen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Categorical(logits=x.new_zeros(2)))
+            pyro.sample("x", dist.Normal(self.loc[z], 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("registered", [True, False], ids=["registered", "not registered"])
+@pytest.mark.parametrize("objective", [TraceGraph_ELBO, lambda: objectives.Aggressive(pairs.real(), TraceGraph_ELBO(), most=1)])
+def test_a_baseline_is_reached_by_the_objectives_own_loss_and_trained(objective, registered):
+    guide = Choosing(registered)
+    before = guide.baseline.weight.clone()
+    fit(Chosen(), guide, objective=objective(), compile=False)
+    assert not torch.equal(guide.baseline.weight, before)
+
+
+def test_a_baseline_that_the_objective_does_not_use():
+    error = refused(Chosen(), Choosing(True), objective=pyro.infer.Trace_ELBO())
+    assert str(error) == told(["guide.baseline.weight", "guide.baseline.bias"], "2 of the guide's 4", of=5)
+
+
+def test_a_jitted_objective_is_judged_by_the_one_that_it_compiles():
+    found = unused(Chosen(), Choosing(True), objective=JitTraceGraph_ELBO(), **looked())
+    assert (found.names, found.by_objective) == ([], ["guide.baseline.weight", "guide.baseline.bias"])
+
+
+def looked(x=None):
+    x = pairs.real() if x is None else x
+    return {"data": Data.of(x), "batch_size": 8, "frozen": [], "seed": 0, "device": torch.device("cpu")}
+
+
+def penalised(module):
+    return lambda model, guide, x: own_loss(model, guide, x) + module(x.new_ones(2)).square().sum()
+
+
+def spare(**given):
+    """A pair with a module that no density depends on; the module."""
+    model, guide = linear(**given)
+    model.spare = nn.Linear(2, 2)
+    return model, guide, model.spare
+
+
+@pytest.mark.parametrize("objective", [penalised, Subclass], ids=["function", "subclass"])
+def test_what_a_loss_of_ones_own_alone_uses_is_trained(objective):
+    """|W 1 + b|^2 has the gradient 2 (W 1 + b) by b, over 20 data a step; SGD with rate 1 takes that off."""
+    model, guide, module = spare()
+    module.weight.requires_grad_(False)
+    expected = module.bias - 2 * (module.weight.sum(1) + module.bias) / 20
+    fit(model, guide, objective=objective(module), batch_size=20, optimizer=functools.partial(torch.optim.SGD, lr=1.0))
+    assert torch.allclose(module.bias, expected, rtol=1e-12)
+
+
+def test_what_a_loss_alone_uses_is_trained_after_resuming_too(tmp_path):
+    def bias(folder, *ends):
+        torch.manual_seed(0)
+        model, guide, module = spare()
+        for epochs in ends:
+            fit(model, guide, objective=penalised(module), epochs=epochs, out=folder, resume=True)
+        return module.bias
+
+    assert torch.equal(bias(tmp_path / "at once", 2), bias(tmp_path / "in two", 1, 2))
+
+
+def test_pyros_optimizers_cannot_train_what_no_statement_names():
+    model, guide, module = spare()
+    with pytest.raises(ProgramError, match="stand under no pyro.param name") as raised:
+        fit(model, guide, objective=Subclass(module), optimizer=pairs.optim.Adam({"lr": 0.01}))
+    assert "(shapes [(2, 2), (2,)])" in raised.value.problem
+
+
+def test_a_module_that_the_loss_alone_holds_is_noted_as_not_trained(capsys):
+    fit(*linear(), objective=penalised(nn.Linear(2, 2)))
+    note = (
+        "note: 2 parameters of the loss alone are not trained: 'module.weight', 'module.bias'; to be trained they stand in model or guide"
+    )
+    assert note in capsys.readouterr().err
+
+
+def alternating(module):
+    """The ELBO in every other call, the module in those between."""
+    calls = [0]
+
+    def loss(model, guide, x):
+        calls[0] += 1
+        return module(x.new_ones(2)).square().sum() if calls[0] % 2 == 0 else own_loss(model, guide, x)
+
+    return loss
+
+
+def test_a_loss_that_takes_turns():
+    model, guide, module = spare()
+    fit(model, guide, objective=alternating(module))
+
+
+def test_a_term_that_comes_later_is_a_note(capsys):
+    model, guide, module = spare()
+    fit(model, guide, objective=Subclass(module, after=1000))
+    assert "note: 2 of 6 parameters receive no gradient: 'model.spare.weight', 'model.spare.bias'" in capsys.readouterr().err
+
+
+def test_what_a_callback_may_bring_in_is_a_note(capsys):
+    model, guide, _ = spare()
+    fit(model, guide, objective=own_loss, callback=lambda row: None)
+    assert "note: 2 of 6 parameters receive no gradient: 'model.spare.weight', 'model.spare.bias'" in capsys.readouterr().err
+
+
+def test_a_callback_brings_nothing_into_an_objective_of_pyros():
+    model, guide, _ = spare()
+    assert str(refused(model, guide, objective=TraceGraph_ELBO(), callback=lambda row: None)) == told(SPARE, "2 of the model's 4", of=6)
+
+
+CALLS = itertools.count()
+
+
+def counted(model, guide, x):
+    return own_loss(model, guide, x) + 0.0 * next(CALLS)
+
+
+def test_a_loss_whose_state_cannot_be_put_back_is_not_run():
+    model, guide, _ = spare()
+    assert unused(model, guide, objective=counted, **looked()).held == {}
+    assert next(CALLS) == 0
+
+
+def test_beside_other_processes_a_loss_of_ones_own_is_not_run():
+    model, guide, _ = spare()
+    assert unused(model, guide, objective=own_loss, alone=False, **looked()).held == {}
+    assert unused(model, guide, objective=TraceGraph_ELBO(), alone=False, **looked()).names == SPARE
+
+
+def test_a_loss_that_trains_a_part_itself():
+    """Its own step reaches the module, and no gradient is left in it; the steps of the looks are taken back."""
+    model, guide, module = spare()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+
+    def loss(model, guide, x):
+        module(x.new_ones(2)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return own_loss(model, guide, x)
+
+    before = module.weight.clone()
+    assert unused(model, guide, objective=loss, **looked()).names == []
+    assert torch.equal(module.weight, before)
+    assert optimizer.state == {}
+
+
+# Guides that take steps of their own.
+
+
+def stepping(kind, model, guide):
+    """Gradients go through the steps of the first two to the guide behind them, and through those of the others to none."""
+    return {
+        "semi-amortized": lambda: guides.SemiAmortized(guide, model, steps=1),
+        "iterative": lambda: guides.Iterative(guide, nn.Linear(8, 8), model, steps=1),
+        "iterative, no steps": lambda: guides.Iterative(guide, nn.Linear(8, 8), model, steps=0),
+        "refined": lambda: guides.Refined(guide, model=model, steps=1, num_draws=1),
+        "annealed": lambda: guides.Annealed(guide, model=model, temperatures=2, step_size=0.1, num_leapfrog=1),
+    }[kind]()
+
+
+STEPPING = ["semi-amortized", "iterative", "iterative, no steps", "refined", "annealed"]
+
+
+@pytest.mark.parametrize("kind", STEPPING)
+def test_a_guide_that_takes_steps_is_taken_as_it_is(kind):
     model, guide = linear()
-    model.spare = SPARE
-    fit(model, guide, objective=objective)
+    assert unused(model, stepping(kind, model, guide), objective=pyro.infer.Trace_ELBO(), **looked()).names == []
 
 
-def test_guides_that_take_steps_are_not_judged():
+@pytest.mark.parametrize("kind", STEPPING)
+def test_a_detached_decoder_under_a_guide_that_takes_steps(kind):
     model, guide = linear()
     model.spare = nn.Linear(2, 2)
-    fit(model, guides.SemiAmortized(guide, model, steps=1))
+    of = 8 if kind.startswith("iterative") else 6
+    assert str(refused(model, stepping(kind, model, guide))) == told(SPARE, "2 of the 4 that model and guide share", of=of)
+
+
+@pytest.mark.parametrize("kind", STEPPING[:2])
+def test_a_detached_encoder_behind_steps_that_gradients_go_through(kind):
+    model, guide = linear(Detached(nn.Linear(3, 4)))
+    of = 6 if kind == "iterative" else 4
+    names = ["guide.guide.encoder.inner.weight", "guide.guide.encoder.inner.bias"]
+    assert str(refused(model, stepping(kind, model, guide))) == told(names, f"2 of the guide's {of - 2}", of=of)
+
+
+# Pairs that can be trained and not measured.
+
+
+def point(encoder):
+    return models.Autoencoder(nn.Linear(2, 3), models.likelihoods.Normal(3), latent_dim=2), guides.Delta(encoder)
+
+
+def test_a_point_mass():
+    fit(*point(nn.Linear(3, 2)))
+
+
+def test_a_point_mass_at_a_detached_encoder():
+    error = refused(*point(Detached(nn.Linear(3, 2))))
+    assert str(error) == told(ENCODER, "2 of the guide's 2")
+
+
+class Enumerated(nn.Module):
+    """Takes no draw of c, only all its values at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.means = nn.Parameter(torch.tensor([-1.0, 0.2, 1.5]))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", dist.Categorical(x.new_ones(3)), infer={"enumerate": "parallel"})
+            if len(c) != 3:
+                raise ValueError("c was not enumerated")
+            pyro.sample("x", dist.Normal(self.means[c], 1.0), obs=x[:, 0])
+
+
+def no_latents(x):
+    pass
+
+
+def enumerated(model):
+    about = {**looked(pairs.real(20, 1)), "batch_size": 20}
+    return unused(model, no_latents, objective=TraceEnum_ELBO(max_plate_nesting=1), **about)
+
+
+def test_a_pair_that_only_enumeration_runs():
+    """Batches have 20 and 10 rows, and the ELBO's draws of c no axis of 3."""
+    assert enumerated(Enumerated()).by_objective == ["model.means"]
+
+
+def test_a_pair_that_only_enumeration_runs_with_a_parameter_that_nothing_uses():
+    model = Enumerated()
+    model.spare = nn.Linear(2, 2)
+    assert enumerated(model).names == SPARE
+
+
+def test_an_enumerated_pair_that_cannot_be_measured():
+    model, guide = pairs.marginal_mixture()
+
+    def idle(x):
+        pyro.param("idle", torch.tensor(1.0))
+        model(x)
+
+    objective = TraceEnum_ELBO(max_plate_nesting=1)
+    fit(model, guide, pairs.real(20, 1), objective=objective)
+    assert str(refused(idle, guide, pairs.real(20, 1), objective=objective)) == told(["param.idle"], "1 of the model's 3", of=3)
 
 
 # The run around it.
