@@ -201,7 +201,7 @@ def reach(
         model, guide: The programs, in the modes and the store that they are to be looked at in.
         x: A batch.
         frozen: Parameters that ask for no gradient, though a run of a ``PyroModule`` may give them one.
-        loss_and_grads: Of another objective, of whose gradients the parameters are to be seen to have one; they come without.
+        loss_and_grads: Of another objective, which is to be seen to leave a gradient in them, and not what the ELBO depends on.
     """
     noted = {"model": Statements("model"), "guide": Statements("guide")}
     with torch.enable_grad():
@@ -213,8 +213,6 @@ def reach(
         gradients: Sequence[Tensor | None] = (None,) * len(asking)
         if loss_and_grads is not None:
             gradients = [held[name].tensor.grad for name in asking]
-            for one in held.values():
-                one.tensor.grad = None
         elif isinstance(loss, Tensor) and loss.requires_grad and asking:
             gradients = torch.autograd.grad(loss, [held[name].tensor for name in asking], allow_unused=True)
     return Reach(held, asking, [name for name, gradient in zip(asking, gradients, strict=True) if gradient is None])

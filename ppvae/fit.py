@@ -137,8 +137,9 @@ def fit(
         device: "auto" (CUDA where there is one), or a torch device. Several processes, started by torchrun or a process group of the
             caller's, train together, each on its share of every batch (``ppvae.ranks``): all of them call this alike.
         unused_parameters: "refuse" ends the run before its first step where a parameter that asks for a gradient gets none, whatever is
-            drawn; "allow" only says so, for programs that use it now and then. Not looked at: objectives that may train parameters in
-            other ways than by the ELBO's gradient, guides that take steps of their own, pairs that can be trained but not measured.
+            drawn; "allow" only says so, for programs that use it now and then. Not refused, only said: what a loss of one's own might
+            bring in later, because its state moves or a ``callback`` is given. Not looked at: such a loss where its state cannot be put
+            back (files, iterators) or several processes train, what a guide alone holds whose steps pass no gradients, resumed runs.
         callback: Called with each epoch's row of the history; returning False stops the run.
         source: How a program given by a file is found again: its file, name and SHA-256.
         command: The options of a command that starts the run, kept in its folder.

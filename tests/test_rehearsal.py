@@ -80,7 +80,7 @@ def counting(**kept):
 
     def loss(model, guide, x):
         for value in kept.values():
-            value.append(0) if isinstance(value, list) else value.add_(1)
+            value.append(None) if isinstance(value, list) else value.add_(1)
         return Trace_ELBO().differentiable_loss(model, guide, x)
 
     return loss
@@ -119,11 +119,26 @@ def test_a_users_jitted_objective_is_not_run():
     assert not Rehearsal(type("Mine", (JitTrace_ELBO,), {})(), *pairs.ours()).possible
 
 
+def test_only_what_the_loss_alone_holds_and_a_gradient_reaches_is_foreign():
+    model, guide = pairs.ours()
+    head, fixed = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def loss(model_, guide_, x):
+        with torch.no_grad():
+            target = fixed(torch.ones(1))
+        return (head(torch.ones(1)) - target).square().sum() + sum(p.sum() for p in guide.parameters())
+
+    rehearsal = Rehearsal(loss, model, guide)
+    with rehearsal.undone():
+        rehearsal.loss_and_grads(model, guide, X)
+    assert rehearsal.foreign == ["head.weight", "head.bias"]
+
+
 def test_the_plain_objective_behind_another():
     assert type(plain_of(JitTrace_ELBO())) is Trace_ELBO
     inner = TraceMeanField_ELBO()
     assert plain_of(objectives.Aggressive(X, objectives.Aggressive(X, inner))) is inner
-    mine = type("Mine", (JitTrace_ELBO,), {})()
+    mine = type("JitMine", (JitTrace_ELBO,), {})()
     assert plain_of(mine) is mine
 
 

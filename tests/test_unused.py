@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import random
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -28,9 +30,11 @@ from torch import nn
 import pairs
 import ppvae
 from ppvae import guides, models, objectives
+from ppvae.checks_numbers import reach
 from ppvae.cli import main
 from ppvae.data import Data
 from ppvae.errors import ObjectiveError, ProgramError
+from ppvae.fit import _look_for_unused
 from ppvae.unused import unused
 
 adam = functools.partial(torch.optim.Adam, lr=0.01)
@@ -365,6 +369,11 @@ def penalised(module):
     return lambda model, guide, x: own_loss(model, guide, x) + module(x.new_ones(2)).square().sum()
 
 
+def unwrapping(module):
+    """Finds the module as an attribute of the model that training hands it."""
+    return lambda model, guide, x: own_loss(model, guide, x) + inspect.unwrap(model).spare(x.new_ones(2)).square().sum()
+
+
 def spare(**given):
     """A pair with a module that no density depends on; the module."""
     model, guide = linear(**given)
@@ -372,7 +381,7 @@ def spare(**given):
     return model, guide, model.spare
 
 
-@pytest.mark.parametrize("objective", [penalised, Subclass], ids=["function", "subclass"])
+@pytest.mark.parametrize("objective", [penalised, unwrapping, Subclass], ids=["function", "unwrapping", "subclass"])
 def test_what_a_loss_of_ones_own_alone_uses_is_trained(objective):
     """|W 1 + b|^2 has the gradient 2 (W 1 + b) by b, over 20 data a step; SGD with rate 1 takes that off."""
     model, guide, module = spare()
@@ -419,6 +428,11 @@ def alternating(module):
     return loss
 
 
+def test_a_loss_that_does_not_come_to_its_end_tells_nothing():
+    model, guide, module = spare()
+    assert unused(model, guide, objective=penalised(lambda x: module(x)[5]), **looked()).names == []
+
+
 def test_a_loss_that_takes_turns():
     model, guide, module = spare()
     fit(model, guide, objective=alternating(module))
@@ -460,6 +474,15 @@ def test_beside_other_processes_a_loss_of_ones_own_is_not_run():
     assert unused(model, guide, objective=TraceGraph_ELBO(), alone=False, **looked()).names == SPARE
 
 
+@pytest.mark.parametrize(("processes", "told_of"), [(1, True), (2, False)])
+def test_fit_tells_whether_other_processes_train_along(processes, told_of):
+    model, guide, _ = spare()
+    ranks, said = SimpleNamespace(size=processes), []
+    about = {"model": model, "guide": guide, "ranks": ranks, "callback": None, "progress": SimpleNamespace(say=said.append)}
+    _look_for_unused(SimpleNamespace(**about, **looked()), own_loss, allowed=True)
+    assert any(SPARE[0] in line for line in said) == told_of
+
+
 def test_a_loss_that_trains_a_part_itself():
     """Its own step reaches the module, and no gradient is left in it; the steps of the looks are taken back."""
     model, guide, module = spare()
@@ -475,6 +498,22 @@ def test_a_loss_that_trains_a_part_itself():
     assert unused(model, guide, objective=loss, **looked()).names == []
     assert torch.equal(module.weight, before)
     assert optimizer.state == {}
+
+
+@pytest.mark.parametrize(
+    ("objective", "model", "guide", "runs"),
+    [
+        (pyro.infer.Trace_ELBO(), *linear(), 1),
+        (TraceGraph_ELBO(), *linear(), 1),
+        (own_loss, *linear(), 1),
+        (TraceGraph_ELBO(), Chosen(), Choosing(True), 2),
+    ],
+    ids=["ordinary", "another objective", "a loss of one's own", "a baseline"],
+)
+def test_one_run_where_the_elbo_reaches_all_and_one_of_the_objective_where_it_does_not(objective, model, guide, runs):
+    with mock.patch("ppvae.unused.reach", wraps=reach) as counted_runs:
+        assert unused(model.double(), guide.double(), objective=objective, **looked()).names == []
+    assert counted_runs.call_count == runs
 
 
 # Guides that take steps of their own.
@@ -558,7 +597,9 @@ def enumerated(model):
 
 def test_a_pair_that_only_enumeration_runs():
     """Batches have 20 and 10 rows, and the ELBO's draws of c no axis of 3."""
-    assert enumerated(Enumerated()).by_objective == ["model.means"]
+    with mock.patch("ppvae.unused.reach", wraps=reach) as runs:
+        assert enumerated(Enumerated()).by_objective == ["model.means"]
+    assert runs.call_count == 2
 
 
 def test_a_pair_that_only_enumeration_runs_with_a_parameter_that_nothing_uses():
