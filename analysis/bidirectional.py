@@ -22,6 +22,7 @@ from ppvae.batches import Batch
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, check_count
 from ppvae.importance import log_mean_exp, standard_error
+from ppvae.memory import Halving
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.programs import measuring, prior_of
@@ -241,8 +242,10 @@ class _Chains:
 def _long_chains(path: paths.Path, begin: Tensor, settings: annealing.Settings, num_warmup: int, num_draws: int, seed: int) -> _Chains:
     """Chains at the posterior, begun where the forward run ended, v of shape (C, N, D)."""
     c, n, one = settings.num_chains, path.pair.num_data, torch.ones((), dtype=torch.float64)
-    parts = []
-    for rows in annealing.stretches(n, c, CHAIN_ROWS):
+    parts: list[tuple[Tensor, ...]] = []
+    at_once: Halving[tuple[Tensor, ...]] = Halving(CHAIN_ROWS, "chains at the posterior")
+
+    def walked(rows: slice) -> tuple[Tensor, ...]:
         stretch = path.stretch(rows)
         source = hmc.Noise(seed, "posterior", rows=rows, device=path.m.device)
         target = stretch.target(one.to(path.m.device).expand(rows.stop - rows.start))
@@ -259,7 +262,10 @@ def _long_chains(path: paths.Path, begin: Tensor, settings: annealing.Settings, 
                 moved = hmc.transition(target, state, step_size=adaptation.averaged, num_leapfrog=settings.num_leapfrog, noise=source)
                 state = moved.state
                 kept.append(state.position.cpu())
-            parts.append((paths.placed(state.position, stretch.m, stretch.scale_tril), *_convergence(torch.stack(kept, 1))))
+            return paths.placed(state.position, stretch.m, stretch.scale_tril), *_convergence(torch.stack(kept, 1))
+
+    for rows in annealing.stretches(n, c, CHAIN_ROWS):
+        parts += at_once(rows, walked)
     evaluations = c * (1 + (num_warmup + num_draws) * settings.num_leapfrog)
     last, r_hat, ess = zip(*parts, strict=True)
     return _Chains(torch.cat(last, 1), torch.cat(r_hat), torch.cat(ess), False, evaluations)

@@ -12,13 +12,14 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppvae import noise
-from ppvae.analysis.draws import drawn
+from ppvae.analysis.draws import Drawn, drawn, draws_at_once
 from ppvae.analysis.estimate import Provenance, as_lists, batch_of, describe, label, resolution
 from ppvae.analysis.simulated import Place, Simulated, simulated
 from ppvae.analysis.uniformity import Bands, bands, p_values, random_pit, random_ranks
@@ -253,17 +254,24 @@ def _ranks(pair: Pair, made: Simulated, num_draws: int, seed: int) -> Tensor:
     blocks = []
     fine = resolution(made.batch)
     truth = below = equal = width = torch.empty(0)
-    for block in drawn(pair, made.batch, num_draws=num_draws, seed=seed, purpose="calibration"):
+    at_once = draws_at_once("calibration")
+
+    def of_truth(rows: slice) -> Tensor:
+        x, values = take(made.batch, rows), made.particle(pair, rows)
+        return _quantities(pair, x, values, pair.guide_density(x, rows, values, "calibration density"))[0]
+
+    def of_draws(_: slice, block: Drawn) -> Tensor:
+        return _quantities(pair, block.x, block.values, block.log_q_sum)
+
+    for block in drawn(pair, made.batch, num_draws=num_draws, seed=seed, purpose="calibration", at_once=at_once):
         n = block.rows.stop - block.rows.start
         if block.particles.start == 0:
-            values = made.particle(pair, block.rows)
-            log_q = pair.guide_density(take(made.batch, block.rows), block.rows, values, "calibration density")
-            truth = _quantities(pair, block.x, values, log_q)[0]
+            (truth,) = at_once(block.rows, of_truth)
             below, equal = (torch.zeros(truth.shape, dtype=torch.long, device=truth.device) for _ in range(2))
             # densities are rounded as the shapes of a run have it, so a likelihood that z does not move would be off by a rounding
             width = fine * truth.abs().clamp(min=1)
             width[..., :-2] = 0.0
-        found = _quantities(pair, block.x, block.values, block.log_q_sum)
+        (found,) = at_once(block.rows, partial(of_draws, block=block))
         below += (found < truth - width).sum(0)
         equal += ((found - truth).abs() <= width).sum(0)
         if block.particles.stop == num_draws:

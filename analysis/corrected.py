@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppvae import noise
-from ppvae.analysis.draws import Drawn, drawn
+from ppvae.analysis.draws import Drawn, drawn, draws_at_once
 from ppvae.analysis.estimate import Provenance, as_lists, batch_of, label, provenance, resolution
 from ppvae.batches import Batch
 from ppvae.data import Data
@@ -110,11 +111,16 @@ def corrected(
     pair = Pair(model, guide, batch, seed)
     stretches = []
     reservoir: _Reservoir | None = None
-    for block in drawn(pair, batch, num_draws=num_particles, seed=seed, purpose="corrected"):
+    at_once = draws_at_once("corrected")
+
+    def weighed(rows: slice, block: Drawn) -> Tensor:
+        start = rows.start if block.particles.start == 0 else None
         with measuring(model, guide):
-            start = block.rows.start if block.particles.start == 0 else None
             log_p = pair.score(block.x, block.values, check_from=start, num_particles=block.particles.stop - block.particles.start)
-        log_weights = sum(log_p.values()) - block.log_q_sum
+        return sum(log_p.values()) - block.log_q_sum
+
+    for block in drawn(pair, batch, num_draws=num_particles, seed=seed, purpose="corrected", at_once=at_once):
+        (log_weights,) = at_once(block.rows, partial(weighed, block=block))
         if reservoir is None:
             reservoir = _Reservoir(num_draws, num_particles, block.rows, resolution(batch))
         # Smoothing the weights' tail (PSIS) would need all of them before the first is used: a second pass over the same seeds.

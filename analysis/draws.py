@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,11 @@ from ppvae.batches import Batch, take
 from ppvae.memory import Halving
 from ppvae.pair import Pair
 from ppvae.programs import measuring
+
+
+def draws_at_once(purpose: str) -> Halving[Any]:
+    """Blocks of 64 data, for draws and what is measured of them."""
+    return Halving(1, f"draws ({purpose})")
 
 
 @dataclass
@@ -31,9 +37,12 @@ class Drawn:
         return sum(self.log_q.values())  # type: ignore[return-value]
 
 
-def drawn(pair: Pair, x: Batch, *, num_draws: int, seed: int, purpose: str) -> Iterator[Drawn]:
-    """All draws of the first 64 data, 64 at a time, then those of the next; each block from its own seed."""
-    at_once: Halving[Drawn] = Halving(1, f"draws ({purpose})")
+def drawn(pair: Pair, x: Batch, *, num_draws: int, seed: int, purpose: str, at_once: Halving[Any] | None = None) -> Iterator[Drawn]:
+    """All draws of the first 64 data, 64 at a time, then those of the next; each block from its own seed.
+
+    ``at_once`` is what the caller measures the draws with, so that both know how much fits into memory.
+    """
+    at_once = at_once or draws_at_once(purpose)
 
     def block(rows: slice, particles: slice) -> Drawn:
         x_rows = take(x, rows)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppvae import noise, quadrature
+from ppvae import memory, noise, quadrature
 from ppvae.analysis.estimate import batch_of, provenance
 from ppvae.analysis.exact_results import ExactLogLikelihood, ExactPosterior
 from ppvae.batches import Batch, take
@@ -15,6 +16,7 @@ from ppvae.coordinates import Coordinates
 from ppvae.data import Data
 from ppvae.enumeration import States, is_masked
 from ppvae.errors import ArgumentError, DivergedError, FamilyError, ProgramError, UnreliableWarning
+from ppvae.memory import Halving
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.programs import Values, first_trace, in_data_plate, latent_sites, measuring, prior_of, sample_sites, trace
@@ -84,9 +86,14 @@ class Exact:
         """The evidence alone."""
         n = self.pair.num_data
         log_p, bound, counts = torch.empty(n).double(), torch.zeros(n).double(), torch.zeros(n, dtype=torch.long)
-        for rows in noise.blocks(n, noise.BLOCK_ROWS):
+        at_once: Halving[Any] = Halving(1, "exact sums")
+
+        def summed(rows: slice) -> Any:
             with measuring(self.model):
-                log_p[rows], bound[rows], counts[rows], _ = self._stretch(rows)
+                return self._stretch(rows)
+
+        for rows in noise.blocks(n, noise.BLOCK_ROWS):
+            ((log_p[rows], bound[rows], counts[rows], _),) = at_once(rows, summed)
         return self._result(log_p, bound, counts)
 
     def posterior(self, num_draws: int) -> ExactPosterior:
@@ -96,14 +103,20 @@ class Exact:
         nodes: list[dict[str, Tensor]] = []
         log_probs: list[Tensor] = []
         draws: list[dict[str, Tensor]] = []
-        for rows in noise.blocks(n, noise.BLOCK_ROWS):
+        at_once: Halving[Any] = Halving(1, "exact posteriors")
+
+        def summed(rows: slice) -> Any:
             with measuring(self.model):
-                log_p[rows], bound[rows], counts[rows], cells = self._stretch(rows)
-                for number in range(rows.stop - rows.start):
-                    values, log_prob = self._nodes(rows, number, cells, log_p[rows][number].item())
-                    nodes.append(values)
-                    log_probs.append(log_prob)
-                draws.append(self._draws(rows, cells, num_draws))
+                *sums, cells = self._stretch(rows)
+                log_p_of = sums[0].tolist()
+                found = [self._nodes(rows, number, cells, log_p_of[number]) for number in range(rows.stop - rows.start)]
+                return sums, found, self._draws(rows, cells, num_draws)
+
+        for rows in noise.blocks(n, noise.BLOCK_ROWS):
+            (((log_p[rows], bound[rows], counts[rows]), found, drawn),) = at_once(rows, summed)
+            nodes += [values for values, _ in found]
+            log_probs += [log_prob for _, log_prob in found]
+            draws.append(drawn)
         joined = {name: torch.cat([part[name] for part in draws], 1) for name in self.pair.latents}
         return ExactPosterior(nodes, log_probs, joined, self._result(log_p, bound, counts))
 
@@ -127,9 +140,7 @@ class Exact:
         x, n = take(self.batch, rows), rows.stop - rows.start
         draws = self._prior_draws(rows)
         if self.method == "closed form":
-            found: Tensor = self.model.log_evidence(x)  # type: ignore[attr-defined]
-            if found.shape != (n,):
-                raise ProgramError(f"log_evidence(x) gives one number a datum, ({n},), got {tuple(found.shape)}")
+            found = self._log_evidence(x, n)
             return found.double().cpu(), torch.zeros(n), torch.zeros(n, dtype=torch.long), None
         if self.method == "enumeration":
             log_sum = self.states.log_sum(x, {})[0]
@@ -146,6 +157,15 @@ class Exact:
         found_ = quadrature.integrate(log_f, low, high, tolerance=self.tolerance, noise=self._epsilon() / 2, rows_at_once=ROWS_AT_ONCE)
         counts = found_.num_evaluations * self.states.num_states + PRIOR_DRAWS
         return found_.log_integral.cpu(), found_.error_bound.cpu(), counts.cpu(), found_.cells
+
+    def _log_evidence(self, x: Batch, n: int) -> Tensor:
+        found: list[Tensor] = []
+        with memory.densities(n, 1) as pieces:
+            for rows, _ in pieces:
+                found.append(self.model.log_evidence(take(x, rows)))  # type: ignore[attr-defined]
+                if found[-1].shape != (rows.stop - rows.start,):
+                    raise ProgramError(f"log_evidence(x) gives one number a datum, ({n},), got {tuple(found[-1].shape)}")
+        return torch.cat(found)
 
     def _prior_draws(self, rows: slice) -> Tensor:
         """Draws of u from the prior, (256, n, D); one of them, where there is nothing to integrate. The data are held to their support."""

@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppvae import noise
+from ppvae import memory, noise
 from ppvae.analysis.estimate import Provenance, as_lists, batch_of, label, provenance, resolution
-from ppvae.batches import Batch, repeat, take
+from ppvae.batches import Batch, take
 from ppvae.data import Data
 from ppvae.errors import ProgramError, check_count
 from ppvae.importance import effective_sample_size, k_hat, k_hat_threshold
+from ppvae.memory import Halving
 from ppvae.modules import Program
-from ppvae.pair import Pair
+from ppvae.pair import Pair, reading
 from ppvae.programs import measuring, sample_sites, trace
 from ppvae.support import masks
+
+ROWS = 1024  # in which masks are looked for in one call
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,12 +108,14 @@ def impute(
     check_count("num_particles", num_particles)
     batch = batch_of(x, model, guide)
     pair = Pair(model, guide, batch, seed)
-    name, _, _ = _site(pair, batch, site, seed)
+    name, missing, value = _site(pair, batch, site, seed)
+    at_once: Halving[dict[str, Tensor]] = Halving(1, "imputing")
+
+    def imputed(rows: slice) -> dict[str, Tensor]:
+        return _Block(pair, batch, rows, name, missing[rows], value[rows], num_particles, num_samples, seed).imputed()
+
     with torch.no_grad():
-        found = [
-            _Block(pair, batch, rows, name, num_particles, num_samples, seed).imputed()
-            for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS)
-        ]
+        found = [block for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS) for block in at_once(rows, imputed)]
     return Imputation(
         samples=torch.cat([block["samples"] for block in found], 1),
         **{name: torch.cat([block[name] for block in found]) for name in ("mean", "mean_se", "sd", "missing", "ess", "k_hat")},
@@ -123,12 +128,23 @@ def impute(
 class _Block:
     """The particles of up to 64 data."""
 
-    def __init__(self, pair: Pair, x: Batch, rows: slice, site: str, num_particles: int, num_samples: int, seed: int) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        x: Batch,
+        rows: slice,
+        site: str,
+        missing: Tensor,
+        value: Tensor,
+        num_particles: int,
+        num_samples: int,
+        seed: int,
+    ) -> None:
         self.pair, self.rows, self.seed = pair, rows, seed
         self.x = take(x, rows)
         self.num_particles, self.num_samples = num_particles, num_samples
         self.n = rows.stop - rows.start
-        self.site, self.missing, self.value = _site(pair, self.x, site, seed)
+        self.site, self.missing, self.value = site, missing, value
         self.resolution = resolution(x)
 
     def imputed(self) -> dict[str, Tensor]:
@@ -166,15 +182,17 @@ class _Block:
         """
         centre: Tensor | None = None
         sums = [torch.zeros((), dtype=torch.float64)] * 5
-        for particles, fn in self._given(values):
-            mean, variance = _moments_of(fn)
-            mean, variance = (part.double().unflatten(0, (-1, self.n)) for part in (mean, variance))
-            centre = mean.mean(0) if centre is None else centre
-            offset = mean - centre
-            w = weights[particles].reshape(-1, self.n, *[1] * (mean.dim() - 2))
-            moments = offset, variance + offset.square()
-            terms = [w * moments[0], w * moments[1]] + [w.square() * offset**power for power in (2, 1, 0)]
-            sums = [total.to(mean.device) + term.sum(0) for total, term in zip(sums, terms, strict=True)]
+        for particles in noise.blocks(self.num_particles, noise.BLOCK_PARTICLES):
+            some, w = {name: value[particles] for name, value in values.items()}, weights[particles]
+            with self._running("given", particles.start):
+                terms = self._terms(some, w, centre)
+            if terms is None:
+                with self._running("drawn for moments", particles.start):
+                    draws = self._drawn(some, len(w))
+                terms = self._terms(some, w, centre, draws)
+            assert terms is not None  # of draws there always are
+            centre = terms[0]
+            sums = [total.to(term.device) + term for total, term in zip(sums, terms[1:], strict=True)]
         assert centre is not None  # there is a particle at least
         first, second, error_2, error_1, error_0 = sums
         variance_of_mean = error_2 - 2 * first * error_1 + first.square() * error_0
@@ -190,24 +208,50 @@ class _Block:
             index = chosen.reshape(-1, *[1] * (data_dim - 1), self.n, *[1] * self.pair.event_dims[name])
             taken[name] = value.gather(0, index.expand(-1, *value.shape[1:]))
         drawn = []
-        for particles, fn in self._given(taken, self.num_samples):
+        for particles in noise.blocks(self.num_samples, noise.BLOCK_PARTICLES):
+            some = {name: value[particles] for name, value in taken.items()}
             with self._running("imputed", particles.start):
-                drawn.append(_data_first(fn.sample(), fn.event_dim).unflatten(0, (-1, self.n)))
+                drawn.append(self._drawn(some, particles.stop - particles.start))
         return torch.cat(drawn)
 
-    def _given(self, values: dict[str, Tensor], count: int | None = None) -> Iterator[tuple[slice, Any]]:
-        """p(x | z) at particles, 64 at a time: a distribution whose data dimension runs over particles, then data."""
-        for particles in noise.blocks(count or self.num_particles, noise.BLOCK_PARTICLES):
-            k = particles.stop - particles.start
-            flat = {name: self._rows(value[particles], name) for name, value in values.items()}
-            with self._running("given", particles.start):
-                found = trace(self.pair.model, repeat(self.x, k), {**flat, **self.pair.globals})
-            yield particles, sample_sites(found)[self.site]["fn"]
+    def _terms(self, values: dict[str, Tensor], w: Tensor, centre: Tensor | None, draws: Tensor | None = None) -> list[Tensor] | None:
+        """Some particles' mean to sum about, unless there is a ``centre`` already, and their share of the sums, (n, *event) each, float64.
 
-    def _rows(self, value: Tensor, name: str) -> Tensor:
-        """(k, [plates], n, *event) -> ([plates], k n, *event)."""
-        data_dim = value.dim() - self.pair.event_dims[name] - 1
-        return value.movedim(0, data_dim - 1).flatten(data_dim - 1, data_dim)
+        None where p(x | z) has no moments in closed form. ``draws``, (k, n, *event), then stand for them: their spread is all.
+        """
+        found: dict[int, list[Tensor]] = {}
+        with memory.densities(self.n, len(w)) as pieces:
+            for rows, particles in pieces:
+                if draws is None:
+                    moments = self._given(values, rows, particles)
+                    if moments is None:
+                        return None
+                    mean, variance = moments
+                else:
+                    mean = draws[particles, rows].double()
+                    variance = torch.zeros_like(mean)
+                before = found.get(rows.start)
+                about = before[0] if before else mean.mean(0) if centre is None else centre[rows]
+                offset = mean - about
+                weight = w[particles, rows].reshape(*mean.shape[:2], *[1] * (mean.dim() - 2))
+                terms = [weight * offset, weight * (variance + offset.square())]
+                terms = [term.sum(0) for term in (*terms, *(weight.square() * offset**power for power in (2, 1, 0)))]
+                found[rows.start] = [about, *([a + b for a, b in zip(before[1:], terms, strict=True)] if before else terms)]
+        return [torch.cat(rows) if len(rows) > 1 else rows[0] for rows in zip(*found.values(), strict=True)]
+
+    def _given(self, values: dict[str, Tensor], rows: slice, particles: slice) -> tuple[Tensor, Tensor] | None:
+        """E[x | z] and Var[x | z] of some rows and particles, (k, n, *event), float64; None where they have no closed form."""
+        k = particles.stop - particles.start
+        moments = _moments_of(self.pair.sites_at(self.x, values, rows, particles)[self.site]["fn"])
+        if moments is None:
+            return None
+        mean, variance = (moment.double().unflatten(0, (k, -1)) for moment in moments)
+        return mean, variance
+
+    def _drawn(self, values: dict[str, Tensor], k: int) -> Tensor:
+        """Draws from p(x | z) at k particles, (k, n, *event)."""
+        drawn = self.pair.predict(self.x, values, k, [self.site], repeated=True)[self.site]
+        return drawn.movedim(drawn.dim() - self.pair.event_dims[self.site] - 1, 1)
 
     @contextlib.contextmanager
     def _running(self, purpose: str, first: int = 0) -> Iterator[None]:
@@ -216,14 +260,20 @@ class _Block:
 
 
 def _site(pair: Pair, x: Batch, named: str | None, seed: int) -> tuple[str, Tensor, Tensor]:
-    """The masked site, and which of its entries are missing and what they hold, data first, (n, [plates], *event) each.
+    """The masked site, and which of its entries are missing and what they hold, data first, (N, [plates], *event) each.
 
     Raises:
         ProgramError: There is none, or several and none is named.
     """
-    with noise.seeded(seed, "masks", device=pair.device), measuring(pair.model):
-        sites = sample_sites(trace(pair.model, x, pair.globals))
-    masked = [name for name in pair.observed if masks(sites[name])]
+    at_once = reading(ROWS)
+
+    def look(rows: slice) -> dict[str, tuple[bool, Tensor, Tensor]]:
+        with noise.seeded(seed, "masks", device=pair.device), measuring(pair.model):
+            sites = sample_sites(trace(pair.model, take(x, rows), pair.globals))
+        return {name: (bool(masks(sites[name])), ~_observed(sites[name]), sites[name]["value"]) for name in pair.observed}
+
+    found = [part for rows in noise.blocks(pair.num_data, ROWS) for part in at_once(rows, look)]
+    masked = [name for name in pair.observed if any(part[name][0] for part in found)]
     if len(masked) != 1 if named is None else named not in masked:
         came = f"'{named}' came" if named is not None else "none was named"
         raise ProgramError(
@@ -232,8 +282,8 @@ def _site(pair: Pair, x: Batch, named: str | None, seed: int) -> tuple[str, Tens
             mend="name it: site='...'" if masked else "mask its entries: models.missing.masked(distribution, x['observed'])",
         )
     name = named or masked[0]
-    missing = ~_observed(sites[name])
-    return name, _data_first(missing, pair.event_dims[name]), _data_first(sites[name]["value"], pair.event_dims[name])
+    missing, value = (torch.cat([_data_first(part[name][side], pair.event_dims[name]) for part in found]) for side in (1, 2))
+    return name, missing, value
 
 
 def _observed(site: Any) -> Tensor:
@@ -244,15 +294,14 @@ def _observed(site: Any) -> Tensor:
     return observed
 
 
-def _moments_of(fn: Any) -> tuple[Tensor, Tensor]:
-    """E[x | z] and Var[x | z], (kn, [plates], *event); where there are none in closed form, a draw and 0: the draws' spread is then all."""
+def _moments_of(fn: Any) -> tuple[Tensor, Tensor] | None:
+    """E[x | z] and Var[x | z], (kn, [plates], *event); None where they are not all finite and in closed form."""
     shape = fn.batch_shape + fn.event_shape
     if hasattr(type(fn), "mean") and hasattr(type(fn), "variance"):  # asked of the class: an AttributeError inside is its author's to see
         mean, variance = _or_nan(fn, "mean").expand(shape), _or_nan(fn, "variance").expand(shape)
         if bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()):
             return _data_first(mean, fn.event_dim), _data_first(variance, fn.event_dim)
-    draw = _data_first(fn.sample(), fn.event_dim)
-    return draw, torch.zeros_like(draw)
+    return None
 
 
 def _or_nan(fn: Any, moment: str) -> Tensor:

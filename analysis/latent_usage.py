@@ -22,6 +22,8 @@ from ppvae.programs import measuring
 from ppvae.stream import stream
 from ppvae.support import masks, unwrapped
 
+DIMENSION_ROWS = noise.BLOCK_ROWS * 4  # data that draw from one seed for the KL per dimension
+
 
 @dataclass(frozen=True, eq=False)
 class LatentUsage:
@@ -115,16 +117,25 @@ def latent_usage(
 def _kl_per_dimension(pair: Pair, x: Batch, num_particles: int, seed: int) -> dict[str, Tensor]:
     """E_q KL(q(z_d | ...) || p(z_d | ...)), analytic where torch knows it, else by draws; only for factorised sites."""
     totals: dict[str, Tensor] = {}
-    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS * 4):
+    at_once: Halving[dict[str, Tensor]] = Halving(1, "KL per dimension", block_rows=DIMENSION_ROWS)
+
+    def of_sites(sites_q: dict[str, Any], sites_p: dict[str, Any]) -> dict[str, Tensor]:
+        found = {name: _factorised_kl(sites_q[name], sites_p[name]) for name in pair.latents}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def of_rows(rows: slice) -> dict[str, Tensor]:
         with noise.seeded(seed, "dimensions", rows.start, device=pair.device), measuring(pair.model, pair.guide):
-            sites_q, sites_p = pair.site_pairs(take(x, rows), rows, num_particles)
-            for name in pair.latents:
-                found = _factorised_kl(sites_q[name], sites_p[name])
-                if found is None:
-                    totals.pop(name, None)
-                    continue
-                per_unit = pair.by_datum(found, name, num_particles).double().flatten(2).mean((0, 1)).cpu()
-                totals[name] = totals.get(name, torch.zeros_like(per_unit)) + per_unit * (rows.stop - rows.start)
+            return pair.at_draws(take(x, rows), rows, num_particles, of_sites)
+
+    for rows in noise.blocks(pair.num_data, DIMENSION_ROWS):
+        (found,) = at_once(rows, of_rows)
+        for name in pair.latents:
+            if name not in found:
+                totals.pop(name, None)
+                continue
+            value = pair.datum_first(found[name], name)
+            per_unit = (value if value.dim() > 2 else value[..., None]).double().flatten(2).mean((0, 1)).cpu()
+            totals[name] = totals.get(name, torch.zeros_like(per_unit)) + per_unit * (rows.stop - rows.start)
     return {name: total / pair.num_data for name, total in totals.items()}
 
 

@@ -17,6 +17,7 @@ from ppvae.batches import Batch, take
 from ppvae.coordinates import Coordinates
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, check_count
+from ppvae.memory import Halving
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.programs import measuring, prior_of
@@ -148,11 +149,16 @@ def posterior(
     pair = prior if guide is None else Pair(model, guide, batch, seed)
     start: Any = start_of(pair, batch, "full_rank", seed)
     chains = _Chains(pair, prior, batch, num_chains, num_leapfrog, seed)
-    found = []
-    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+    found: list[dict[str, Any]] = []
+    at_once: Halving[dict[str, Any]] = Halving(1, "chains at the posterior")
+
+    def walked(rows: slice) -> dict[str, Any]:
         chains.begin(rows, start.m[rows], start.scale_tril[rows])
         chains.warm_up(num_warmup, target)
-        found.append(chains.sample(num_draws, thin))
+        return chains.sample(num_draws, thin)
+
+    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+        found += at_once(rows, walked)
     parts = {name: torch.cat([block[name] for block in found], 2) for name in ("u", "log_density", "guide_log_density")}
     totals = {name: torch.cat([block[name] for block in found]) for name in ("acceptance", "divergences", "step_size")}
     r_hat, ess = convergence(parts.pop("u"))

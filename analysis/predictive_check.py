@@ -20,6 +20,7 @@ from ppvae.batches import Batch, take
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, ProgramError, ShapeError, check_count
 from ppvae.importance import Streamed
+from ppvae.memory import Halving
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.programs import measuring
@@ -156,13 +157,18 @@ def predictive_check(
 
 def _replications(pair: Pair, x: Batch, put: Place, num_draws: int, seed: int) -> Any:
     """Batches of N rows with what the model observes drawn anew, one at a time."""
+    at_once: Halving[dict[str, Tensor]] = Halving(1, "replications", block_rows=ROWS)
+
+    def replicated(rows: slice, particles: slice) -> dict[str, Tensor]:
+        x_rows, k = take(x, rows), particles.stop - particles.start
+        with noise.seeded(seed, "replicated", rows.start, particles.start, device=pair.device), measuring(pair.model, pair.guide):
+            values, _ = pair.draw(x_rows, rows, k)
+            return pair.predict(x_rows, {name: values[name] for name in pair.latents}, k)
+
     for particles in noise.blocks(num_draws, REPLICATES):
         parts: dict[str, list[Tensor]] = {name: [] for name in pair.observed}
         for rows in noise.blocks(pair.num_data, ROWS):
-            x_rows = take(x, rows)
-            with noise.seeded(seed, "replicated", rows.start, particles.start, device=pair.device), measuring(pair.model, pair.guide):
-                values, _ = pair.draw(x_rows, rows, particles.stop - particles.start)
-                found = pair.predict(x_rows, {name: values[name] for name in pair.latents})
+            (found,) = at_once(rows, partial(replicated, particles=particles))
             for name in pair.observed:
                 parts[name].append(pair.datum_first(found[name], name))
         joined = {name: torch.cat(values, 1) for name, values in parts.items()}

@@ -25,6 +25,7 @@ from ppvae.batches import Batch, take
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, DivergedError, check_count
 from ppvae.importance import log_mean_exp, standard_error
+from ppvae.memory import Halving
 from ppvae.modules import Program
 from ppvae.paths import Ends, Path, Stretch
 from ppvae.programs import measuring
@@ -165,7 +166,9 @@ def rate_distortion(
     batch = batch_of(x, model, *([] if guide is None else [guide]))
     path = paths.path(model, None, batch, "prior", seed)
     plan = _Plan(slopes, num_temperatures, num_chains, num_leapfrog, num_warmup, num_draws, seed)
-    parts = [_walked(path, rows, plan) for rows in annealing.stretches(path.pair.num_data, num_chains)]
+    whole = annealing.stretches(path.pair.num_data, num_chains)
+    at_once: Halving[dict[str, Tensor]] = Halving(math.ceil(whole[0].stop / noise.BLOCK_ROWS), "rate and distortion")
+    parts = [part for rows in whole for part in at_once(rows, lambda some: _walked(path, some, plan))]
     joined = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
     upper, distortion = joined["upper"], joined["distortion"]
     scale = torch.tensor(slopes, dtype=torch.float64)

@@ -10,10 +10,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppvae import noise
+from ppvae import noise, parts
 from ppvae.batches import Batch, num_data, observed_entries, take, tensors
 from ppvae.errors import ProgramError
-from ppvae.pair import Pair
+from ppvae.memory import Halving
+from ppvae.pair import Pair, reading
+from ppvae.pieces import Piece
 from ppvae.programs import in_data_plate, log_prob, measuring, sample_sites, trace
 
 ROWS = 1024  # rows a call of the model
@@ -58,19 +60,29 @@ def simulated(pair: Pair, template: Batch, *, size: int, seed: int, place: Place
     place = place or Placement(pair, template)
     latents: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
     observed: dict[str, list[Tensor]] = {name: [] for name in pair.observed}
-    for block in noise.blocks(size, ROWS):
-        with noise.seeded(seed, "simulated", block.start, device=pair.device), measuring(pair.model):
-            sites = sample_sites(trace(poutine.uncondition(pair.model), take(rows, block), pair.globals))
+    at_once: Halving[dict[str, Tensor]] = Halving(1, "simulating data", block_rows=ROWS)
+
+    def drawn(_: Piece, part: Batch) -> dict[str, Tensor]:
+        sites = sample_sites(trace(poutine.uncondition(pair.model), part, pair.globals))
         _refuse_factors(sites)
+        return {name: sites[name]["value"][None] for name in (*pair.latents, *pair.observed)}
+
+    def of_rows(block: slice) -> dict[str, Tensor]:
+        with noise.seeded(seed, "simulated", block.start, device=pair.device), measuring(pair.model):
+            return parts.joined(parts.drawn(drawn, take(rows, block)), lambda name: -1 - pair.event_dims[name])
+
+    for block in noise.blocks(size, ROWS):
+        (found,) = at_once(block, of_rows)
         for name in pair.latents:
-            latents[name].append(sites[name]["value"])
+            latents[name].append(found[name][0])
         for name in pair.observed:
-            observed[name].append(data_first(sites[name]["value"], pair.event_dims[name]))
+            observed[name].append(data_first(found[name][0], pair.event_dims[name]))
     values = {name: torch.cat(parts) for name, parts in observed.items()}
     joined = {name: torch.cat(parts, -1 - pair.event_dims[name]) for name, parts in latents.items()}
-    found = Simulated(place(rows, values), joined)
-    _check_simulated(pair, rows, found, values)
-    return found
+    made = Simulated(place(rows, values), joined)
+    looked_at = slice(0, min(LOOKED_AT, size))
+    reading(LOOKED_AT)(looked_at, lambda some: _check_simulated(pair, rows, made, values, some))
+    return made
 
 
 class Placement:
@@ -171,9 +183,8 @@ def _refuse_factors(sites: dict[str, Any]) -> None:
             )
 
 
-def _check_simulated(pair: Pair, rows: Batch, found: Simulated, values: dict[str, Tensor]) -> None:
-    """Hold the densities that the data were drawn from to those that the model gives them now."""
-    some = slice(0, min(LOOKED_AT, num_data(rows)))
+def _check_simulated(pair: Pair, rows: Batch, found: Simulated, values: dict[str, Tensor], some: slice) -> None:
+    """Hold the densities that some data were drawn from to those that the model gives them now."""
     latents = {name: take_data(pair, name, value, some) for name, value in found.latents.items()}
     given = {name: _run_layout(value[some], pair, name) for name, value in values.items()}
     with noise.seeded(0, "simulated check", device=pair.device), measuring(pair.model):

@@ -13,6 +13,7 @@ from ppvae import noise
 from ppvae.analysis.estimate import batch_of
 from ppvae.batches import take
 from ppvae.data import Data
+from ppvae.memory import Halving
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.programs import measuring
@@ -39,19 +40,28 @@ def to_arviz(model: Program, guide: Program, x: Data | Any, *, num_particles: in
     posterior: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
     likelihood: dict[str, list[Tensor]] = {name: [] for name in pair.observed}
     predictive: dict[str, list[Tensor]] = {name: [] for name in pair.observed}
-    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+    at_once: Halving[Any] = Halving(1, "draws for ArviZ")
+
+    def of_rows(rows: slice) -> tuple[dict[str, Tensor], ...]:
         x_rows = take(batch, rows)
         with noise.seeded(seed, "arviz", rows.start, device=pair.device), measuring(model, guide):
             values, _ = pair.draw(x_rows, rows, num_particles)
-            densities = pair.score(x_rows, values)
-            drawn = pair.predict(x_rows, values)
+            return values, pair.score(x_rows, values), pair.predict(x_rows, values, num_particles)
+
+    for rows in noise.blocks(pair.num_data, noise.BLOCK_ROWS):
+        ((values, densities, drawn),) = at_once(rows, of_rows)
         for name in pair.latents:
             posterior[name].append(pair.datum_first(values[name], name))
         for name in pair.observed:
             likelihood[name].append(densities[name])
             predictive[name].append(pair.datum_first(drawn[name], name))
-    with noise.seeded(seed, "arviz prior", device=pair.device), measuring(model, guide):
-        prior = pair.prior_draws(take(batch, slice(0, 1)), num_prior)
+
+    def of_prior(one: slice) -> dict[str, Tensor]:
+        with noise.seeded(seed, "arviz prior", device=pair.device), measuring(model, guide):
+            return pair.prior_draws(take(batch, one), num_prior)
+
+    (prior,) = at_once(slice(0, 1), of_prior)
+    with noise.seeded(seed, "arviz data", device=pair.device), measuring(model, guide):
         observed = pair.observed_values(batch)
     groups = {
         "posterior": {name: _array(torch.cat(parts, 1)) for name, parts in posterior.items()},

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from ppvae import noise
 from ppvae.batches import Batch, take
+from ppvae.memory import Halving
 from ppvae.pair import Pair
 from ppvae.programs import measuring
 from ppvae.stream import stream
 
+Means = dict[str, Tensor]  # by latent site
 Pieces = Callable[[], Iterable[tuple[Pair, Batch]]]  # asked for more than once: the data, piece by piece
+ROWS = 1024  # data whose posterior means draw from one seed
 ACTIVE = 0.01  # Burda et al. (2016), sec. 5.1.2: a unit is active where Var_x(E_q[u]) exceeds this
 
 
@@ -71,9 +74,10 @@ def unit_variances(pair: Pair, x: Batch, seed: int, num_particles: int = 16) -> 
 
 
 def _unit_variances(pieces: Pieces, seed: int, num_particles: int) -> dict[str, Tensor]:
-    one, other = (_posterior_means(pieces, seed, half, 1) for half in (0, 1))
+    at_once: Halving[Means] = Halving(1, "posterior means", block_rows=ROWS)
+    one, other = (_posterior_means(pieces, seed, half, 1, at_once) for half in (0, 1))
     if any(not torch.equal(one[name], other[name]) for name in one):
-        one, other = (_posterior_means(pieces, seed, half, num_particles) for half in (0, 1))
+        one, other = (_posterior_means(pieces, seed, half, num_particles, at_once) for half in (0, 1))
     return {name: ((one[name] - one[name].mean(0)) * (other[name] - other[name].mean(0))).mean(0) for name in one}
 
 
@@ -85,12 +89,17 @@ def _placed(pieces: Pieces, seed: int) -> Iterator[tuple[int, Pair, Batch, int]]
         first += pair.num_data
 
 
-def _posterior_means(pieces: Pieces, seed: int, half: int, num_particles: int) -> dict[str, Tensor]:
+def _posterior_means(pieces: Pieces, seed: int, half: int, num_particles: int, at_once: Halving[Means]) -> Means:
     """E_q[z | x] by site, (N, units)."""
     parts: dict[str, list[Tensor]] = {}
     for _, pair, x, own_seed in _placed(pieces, seed):
-        for rows in noise.blocks(pair.num_data, 1024):
+
+        def means(rows: slice, pair: Pair = pair, x: Batch = x, own_seed: int = own_seed) -> Means:
             with noise.seeded(own_seed, "means", half, rows.start, device=pair.device), measuring(pair.model, pair.guide):
-                for name, mean in pair.posterior_means(take(x, rows), rows, num_particles).items():
-                    parts.setdefault(name, []).append(mean.double().cpu().reshape(len(mean), -1))
+                return pair.posterior_means(take(x, rows), rows, num_particles)
+
+        for rows in noise.blocks(pair.num_data, ROWS):
+            (found,) = at_once(rows, means)
+            for name, mean in found.items():
+                parts.setdefault(name, []).append(mean.double().cpu().reshape(len(mean), -1))
     return {name: torch.cat(means) for name, means in parts.items()}

@@ -123,6 +123,11 @@ def is_cut() -> bool:
     return cut is not None and cut.number > 1
 
 
+def halving() -> bool:
+    """Whether work goes on that does less at once where memory runs out."""
+    return _cut.get() is not None
+
+
 class Halving(Generic[Result]):
     """Rows that go through a program at once, in blocks that draw from their own seeds: fewer at once change no draw.
 

@@ -17,12 +17,12 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ppvae import memory, noise
+from ppvae import memory, noise, parts
 from ppvae.batches import Batch, device_of, digest, num_data, repeat, take
 from ppvae.errors import ProgramError, ShapeError
-from ppvae.memory import is_out_of_memory
+from ppvae.memory import Halving, is_out_of_memory
 from ppvae.modules import Program
-from ppvae.pieces import Piece, in_pieces
+from ppvae.pieces import Piece
 from ppvae.programs import (
     Values,
     check_plates,
@@ -39,6 +39,7 @@ from ppvae.programs import (
 from ppvae.support import RELAXED, check_support, measure_of, unvalidated
 
 PARTICLES = "_ppvae_particles"
+Sites = dict[str, Any]  # of a run, by name
 
 
 class Pair:
@@ -157,43 +158,70 @@ class Pair:
         Returns:
             The latents, (K, [plates], n, *event), and log q by site, (K, n).
         """
-        return self._drawn(lambda piece: _for_rows(self.guide, rows if piece.is_whole else _part(rows, piece.rows)), x, num_particles)
+        return self._drawn(lambda piece: self._guide_of(rows, piece), x, num_particles)
 
     def _drawn(
         self, program_of: Callable[[Piece], Program], x: Batch, num_particles: int, scored: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What the program of some rows draws, and its log densities: in one call, or piece by piece where memory ran out."""
+        """What the program of some rows draws, and its log densities."""
 
-        def drawn(piece: Piece) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        def drawn(piece: Piece, part: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             k = piece.size[1]
-            found = self._run(program_of(piece), x if piece.is_whole else take(x, piece.rows), {}, k)
+            found = self._run(program_of(piece), part, {}, k)
             sites = {name: site for name, site in sample_sites(found).items() if name not in self.globals and in_data_plate(site)}
             own = {name: site for name, site in sites.items() if not site["is_observed"]}  # not what pyro.deterministic records
             values = {name: self._outward(site["value"], k, site["fn"].event_dim) for name, site in own.items()}
             return values, {name: self._per_datum(log_prob(site), k) for name, site in sites.items()} if scored else {}
 
-        n, particle_dim = num_data(x), -self.nesting - 1 if self.in_plate else None
-        with memory.draws(n, num_particles) as places:
-            pieces = [Piece(rows, particles, n, num_particles, particle_dim) for rows, particles in places]
-            found = in_pieces(drawn, pieces, self.device)
-        if len(found) == 1:
-            return found[0]
-        values, log_q = ([(piece.particles, both[side]) for piece, both in zip(pieces, found, strict=True)] for side in (0, 1))
-        return _joined(values, lambda name: -1 - self.event_dims[name]), _joined(log_q, lambda _: 1)
+        found = parts.drawn(drawn, x, num_particles, self._particle_dim)
+        values, log_q = ([(particles, both[side]) for particles, both in found] for side in (0, 1))
+        return parts.joined(values, self._data_dim), parts.joined(log_q, lambda _: 1)
+
+    def at_draws(
+        self, x: Batch, rows: Tensor | slice, num_particles: int, read: Callable[[Sites, Sites], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Tensors made of the guide's sites at K draws and of the model's at the same latents.
+
+        Args:
+            x: Data, n rows.
+            rows: Which of all data they are.
+            num_particles: K.
+            read: From the sites of both, as they stand in a run, to tensors in the layout of a site's value by the site's name.
+
+        Returns:
+            (K, [plates], n, *event) by name.
+        """
+
+        def drawn(piece: Piece, part: Batch) -> dict[str, Tensor]:
+            k = piece.size[1]
+            sites_q = sample_sites(self._run(self._guide_of(rows, piece), part, {}, k))
+            sites_p = sample_sites(self._run(self.model, part, {name: site["value"] for name, site in sites_q.items()}, k))
+            return {name: self._outward(value, k, self.event_dims[name]) for name, value in read(sites_q, sites_p).items()}
+
+        return parts.joined(parts.drawn(drawn, x, num_particles, self._particle_dim), self._data_dim)
 
     def posterior_means(self, x: Batch, rows: Tensor | slice, num_particles: int = 1) -> dict[str, Tensor]:
         """E_q[z | x] by latent site, (n, *event): exact where a site's distribution has a mean that no earlier draw moves."""
-        found = self._run(_for_rows(self.guide, rows), x, {}, num_particles)
-        means = {}
+
+        def drawn(piece: Piece, part: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            k = piece.size[1]
+            sites = sample_sites(self._run(self._guide_of(rows, piece), part, {}, k))
+            values = {name: self._outward(sites[name]["value"], k, self.event_dims[name]) for name in self.latents}
+            means = {}
+            for name in self.latents:
+                with contextlib.suppress(NotImplementedError):  # torch's word for a distribution without a mean: the draws are averaged
+                    mean = sites[name]["fn"].mean.expand(sites[name]["value"].shape)
+                    means[name] = self._outward(mean, k, self.event_dims[name])
+            return values, means
+
+        found = parts.drawn(drawn, x, num_particles, self._particle_dim)
+        values, means = (parts.joined([(particles, both[side]) for particles, both in found], self._data_dim) for side in (0, 1))
+        averages = {}
         for name in self.latents:
-            site = sample_sites(found)[name]
-            mean: Tensor = site["value"]
-            with contextlib.suppress(NotImplementedError):  # torch's word for a distribution without a mean: the draws are averaged
-                mean = site["fn"].mean if torch.isfinite(site["fn"].mean).all() else mean
-            mean = mean.expand(site["value"].shape).to(torch.get_default_dtype() if not mean.is_floating_point() else mean.dtype)
-            outward = self._outward(mean, num_particles, site["fn"].event_dim).mean(0)
-            means[name] = outward.movedim(outward.dim() - site["fn"].event_dim - 1, 0)
-        return means
+            mean = means[name] if name in means and torch.isfinite(means[name]).all() else values[name]
+            mean = mean.to(torch.get_default_dtype() if not mean.is_floating_point() else mean.dtype).mean(0)
+            averages[name] = mean.movedim(mean.dim() - self.event_dims[name] - 1, 0)
+        return averages
 
     def score(self, x: Batch, values: Values, check_from: int | None = None, num_particles: int | None = None) -> dict[str, Tensor]:
         """log p by site of the model, (K, n), at latents of shape (K, [plates], n, *event).
@@ -213,34 +241,50 @@ class Pair:
     ) -> dict[str, Tensor]:
         """Log densities of the program of some rows: in one call, or piece by piece where memory ran out."""
         num_particles = len(next(iter(values.values()))) if values else num_particles or 1
-        parts: list[tuple[slice, dict[str, Tensor]]] = []
+        found: parts.Parts[dict[str, Tensor]] = []
         with memory.densities(num_data(x), num_particles) as pieces:
             if len(pieces) == 1:
                 return self._log_densities(program_of(pieces[0][0]), x, values, check_from, num_particles)
             for rows, particles in pieces:
                 first = None if check_from is None or particles.start else check_from + rows.start
-                some = {name: _some(value, rows, particles, self.event_dims[name]) for name, value in values.items()}
+                some = self._some(values, rows, particles)
                 inputs = program_of(rows), take(x, rows), some, first, particles.stop - particles.start
                 # with gradients nothing of a piece is kept but what it began with: it is run again when they are wanted
                 graph = torch.is_grad_enabled()
-                found = checkpoint(self._log_densities, *inputs, use_reentrant=False) if graph else self._log_densities(*inputs)
-                parts.append((particles, found))
-        return _joined(parts, lambda _: 1)
+                part = checkpoint(self._log_densities, *inputs, use_reentrant=False) if graph else self._log_densities(*inputs)
+                found.append((particles, part))
+        return parts.joined(found, lambda _: 1)
 
     def _log_densities(self, program: Program, x: Batch, values: Values, check_from: int | None, num_particles: int) -> dict[str, Tensor]:
-        inward = {name: self._inward(value, self.event_dims[name]) for name, value in values.items()}
-        found = self._run(program, x, inward, num_particles)
+        found = self._run(program, x, self._all_inward(values), num_particles)
         if check_from is not None:
             self.relaxed |= check_support(found, lenient=self.lenient, first_row=check_from, num_data=num_data(x))
         sites = {name: site for name, site in sample_sites(found).items() if name not in self.globals and in_data_plate(site)}
         return {name: self._per_datum(log_prob(site), num_particles) for name, site in sites.items()}
 
-    def _run(self, program: Program, x: Batch, values: Values, num_particles: int) -> Trace:
+    def _run(self, program: Program, x: Batch, values: Values, num_particles: int, repeated: bool = False) -> Trace:
         values = {**values, **self.globals}
-        if self.in_plate:
+        if self.in_plate and not repeated:
             with pyro.plate(PARTICLES, num_particles, dim=-self.nesting - 1):
                 return trace(program, x, values)
         return trace(_repeated(program, num_particles), repeat(x, num_particles), values)
+
+    @property
+    def _particle_dim(self) -> int | None:
+        return -self.nesting - 1 if self.in_plate else None
+
+    def _data_dim(self, name: str) -> int:
+        event_dim: int = self.event_dims[name]
+        return -1 - event_dim
+
+    def _guide_of(self, rows: Tensor | slice, piece: Piece) -> Program:
+        return _for_rows(self.guide, rows if piece.is_whole else _part(rows, piece.rows))
+
+    def _some(self, values: Values, rows: slice, particles: slice) -> dict[str, Tensor]:
+        return {name: parts.some(value, rows, particles, self.event_dims[name]) for name, value in values.items()}
+
+    def _all_inward(self, values: Values, repeated: bool = False) -> dict[str, Tensor]:
+        return {name: self._inward(value, self.event_dims[name], repeated) for name, value in values.items()}
 
     def _per_datum(self, density: Tensor, num_particles: int) -> Tensor:
         if self.in_plate:
@@ -250,16 +294,16 @@ class Pair:
             density = density.reshape(num_particles, -1)
         return density.double()
 
-    def _outward(self, value: Tensor, num_particles: int, event_dim: int) -> Tensor:
+    def _outward(self, value: Tensor, num_particles: int, event_dim: int, repeated: bool = False) -> Tensor:
         """From the layout of a run to (K, [plates], n, *event)."""
-        if self.in_plate:
+        if self.in_plate and not repeated:
             return value
         data_dim = value.dim() - event_dim - 1
         value = value.unflatten(data_dim, (num_particles, -1))
         return value.movedim(data_dim, 0)
 
-    def _inward(self, value: Tensor, event_dim: int) -> Tensor:
-        if self.in_plate:
+    def _inward(self, value: Tensor, event_dim: int, repeated: bool = False) -> Tensor:
+        if self.in_plate and not repeated:
             return value
         data_dim = value.dim() - event_dim - 1
         return value.movedim(0, data_dim - 1).flatten(data_dim - 1, data_dim)
@@ -286,23 +330,61 @@ class Pair:
             return torch.full((len(first), rows.stop - rows.start), torch.nan, dtype=torch.float64, device=first.device)
         return torch.stack(list(densities.values())).sum(0)
 
-    def site_pairs(self, x: Batch, rows: Tensor | slice, num_particles: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The guide's sites at K draws, and the model's sites at the same latents, as they stand in a run."""
-        found_q = self._run(_for_rows(self.guide, rows), x, {}, num_particles)
-        values = {name: site["value"] for name, site in sample_sites(found_q).items()}
-        return sample_sites(found_q), sample_sites(self._run(self.model, x, values, num_particles))
+    def predict(
+        self, x: Batch, values: Values, num_particles: int, sites: list[str] | None = None, repeated: bool = False
+    ) -> dict[str, Tensor]:
+        """New draws of the observed sites given latents, (K, [plates], n, *event).
 
-    def predict(self, x: Batch, values: Values) -> dict[str, Tensor]:
-        """New draws of the observed sites given latents, (K, [plates], n, *event)."""
-        num_particles = len(next(iter(values.values())))
-        inward = {name: self._inward(value, self.event_dims[name]) for name, value in values.items()}
-        sites = sample_sites(self._run(self.model, x, inward, num_particles))
-        return {name: self._outward(sites[name]["fn"].sample(), num_particles, self.event_dims[name]) for name in self.observed}
+        Args:
+            x: Data, n rows.
+            values: Of all latents, (K, [plates], n, *event).
+            num_particles: K.
+            sites: Which observed sites; all by default.
+            repeated: Run the model on the batch K times over, whether or not it takes particles as a plate.
+        """
 
-    def observed_values(self, x: Batch) -> dict[str, Tensor]:
-        """What the observed sites hold, data first, (n, [plates], *event)."""
-        sites = sample_sites(trace(self.model, x, self.globals))
-        return {name: sites[name]["value"].movedim(sites[name]["value"].dim() - self.event_dims[name] - 1, 0) for name in self.observed}
+        def drawn(piece: Piece, part: Batch) -> dict[str, Tensor]:
+            k = piece.size[1]
+            some = values if piece.is_whole else self._some(values, piece.rows, piece.particles)
+            found = sample_sites(self._run(self.model, part, self._all_inward(some, repeated), k, repeated))
+            new = {name: parts.sampled(piece, name, found[name]["fn"]) for name in sites or self.observed}
+            return {name: self._outward(value, k, self.event_dims[name], repeated) for name, value in new.items()}
+
+        particle_dim = None if repeated else self._particle_dim
+        return parts.joined(parts.drawn(drawn, x, num_particles, particle_dim), self._data_dim)
+
+    def given(self, x: Batch, values: Values, num_particles: int, read: Callable[[Sites], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors read off the model's sites at given latents, (K, [plates], n, *event), of a run on the batch K times over.
+
+        Args:
+            x: Data, n rows.
+            values: Of all latents, (K, [plates], n, *event).
+            num_particles: K.
+            read: From the sites of the run to tensors in the layout of a site's value by the site's name; it draws nothing.
+        """
+        found: parts.Parts[dict[str, Tensor]] = []
+        with memory.densities(num_data(x), num_particles) as pieces:
+            for rows, particles in pieces:
+                told = read(self.sites_at(x, values, rows, particles)).items()
+                k = particles.stop - particles.start
+                found.append((particles, {name: self._outward(value, k, self.event_dims[name], repeated=True) for name, value in told}))
+        return parts.joined(found, self._data_dim)
+
+    def sites_at(self, x: Batch, values: Values, rows: slice, particles: slice) -> Sites:
+        """The model's sites for some rows and particles of latents (K, [plates], n, *event), in a run on the rows particle by particle."""
+        some = self._all_inward(self._some(values, rows, particles), repeated=True)
+        return sample_sites(self._run(self.model, take(x, rows), some, particles.stop - particles.start, repeated=True))
+
+    def observed_values(self, x: Batch, at_once: Halving[dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+        """What the observed sites hold, data first, (n, [plates], *event). No draw moves it, so that any rows will do at once."""
+
+        def held(rows: slice) -> dict[str, Tensor]:
+            values = {name: site["value"] for name, site in sample_sites(trace(self.model, take(x, rows), self.globals)).items()}
+            return {name: values[name].movedim(values[name].dim() - self.event_dims[name] - 1, 0) for name in self.observed}
+
+        n = num_data(x)
+        found = (at_once or reading(n))(slice(0, n), held)
+        return found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in self.observed}
 
     def prior_draws(self, x: Batch, num_draws: int) -> dict[str, Tensor]:
         """Draws of the latents from the model's prior at the covariates of x, (K, n, *event), plates behind the data."""
@@ -320,16 +402,16 @@ class Pair:
         value = value.movedim(data_dim, 1)
         return value.reshape(*value.shape[:2], *plates, *value.shape[value.dim() - self.event_dims[name] :])
 
-    def by_datum(self, value: Tensor, name: str, num_particles: int) -> Tensor:
-        """A value of a run, at a site of the guide, as (K, n, *plates, *event); an event of no dims becomes one of one."""
-        found = self.datum_first(self._outward(value, num_particles, self.event_dims[name]), name)
-        return found if found.dim() > 2 else found[..., None]
-
     def crossed(self, value: Tensor, name: str, block: slice, n: int) -> Tensor:
         """One draw per datum, (1, [plates], n, *event), to particles that every datum is given: (block, [plates], n, *event)."""
         data_dim = value.dim() - self.event_dims[name] - 1
         particles = value[0].movedim(data_dim - 1, 0)[block].unsqueeze(data_dim)
         return particles.expand(*particles.shape[:data_dim], n, *particles.shape[data_dim + 1 :])
+
+
+def reading(rows: int) -> Halving[Any]:
+    """Rows that go through the model at once where no draw moves what is read of it."""
+    return Halving(rows, "reading the data", block_rows=1)
 
 
 def _for_rows(guide: Program, rows: Tensor | slice) -> Program:
@@ -339,22 +421,6 @@ def _for_rows(guide: Program, rows: Tensor | slice) -> Program:
 
 def _part(rows: Tensor | slice, part: slice) -> Tensor | slice:
     return slice(rows.start + part.start, rows.start + part.stop) if isinstance(rows, slice) else rows[part]
-
-
-def _joined(parts: list[tuple[slice, dict[str, Tensor]]], data_dim: Callable[[str], int]) -> dict[str, Tensor]:
-    """Pieces, row after row of the same particles, as one; particles are the first dimension."""
-    columns: dict[int, list[dict[str, Tensor]]] = {}
-    for particles, part in parts:
-        columns.setdefault(particles.start, []).append(part)
-    across = [{name: torch.cat([part[name] for part in row], data_dim(name)) for name in row[0]} for row in columns.values()]
-    return {name: torch.cat([row[name] for row in across]) for name in across[0]}
-
-
-def _some(value: Tensor, rows: slice, particles: slice, event_dim: int) -> Tensor:
-    """Some rows and particles of a value (K, [plates], n, *event); K and n may be 1 where they are the same for all."""
-    data_dim = value.dim() - event_dim - 1
-    value = value if value.shape[data_dim] == 1 else value.narrow(data_dim, rows.start, rows.stop - rows.start)
-    return value if len(value) == 1 else value[particles]
 
 
 def _repeated(program: Program, num_particles: int) -> Program:

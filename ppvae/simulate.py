@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppvae import noise
+from ppvae import noise, parts
 from ppvae.batches import Batch, device_of, num_data, repeat, take
-from ppvae.errors import ProgramError, ShapeError
+from ppvae.errors import ProgramError, ShapeError, in_a_line
+from ppvae.memory import REMEDIES, Halving, OutOfMemoryError, halving, is_out_of_memory
 from ppvae.modules import Program
 from ppvae.pair import Pair
+from ppvae.pieces import Piece
 from ppvae.programs import (
     in_data_plate,
     is_deterministic,
@@ -51,7 +54,7 @@ def encode(guide: Program, x: Batch, *, site: str | None = None, seed: int = 0) 
         ProgramError: There are several latent sites and none is named, or the name is not among them.
     """
     data = _batch(x)
-    with _running(guide, seed=seed, purpose="encode", device=device_of(data)):
+    with _whole("encode", num_data(data)), _running(guide, seed=seed, purpose="encode", device=device_of(data)):
         found = trace(guide, data)
     sites = sample_sites(found)
     named = [name for name in latent_sites(found) if not is_deterministic(sites[name])]
@@ -83,7 +86,9 @@ def decode(
     with _running(model, seed=seed, purpose="decode", device=device_of(rows)):
         looked_at = trace(model, take(rows, slice(0, 1)))
         values = _named(z, looked_at)
-        found = trace(model, _with_rows(rows, _num_rows(values, looked_at, num_data(rows))), values)
+        size = _num_rows(values, looked_at, num_data(rows))
+        with _whole("decode", size):
+            found = trace(model, _with_rows(rows, size), values)
     observed = observed_sites(found)
     return sample_sites(found)[_chosen(site, observed, observed, "observed", "model")]["fn"]  # type: ignore[no-any-return]
 
@@ -110,7 +115,9 @@ def reconstruct(model: Program, guide: Program, x: Batch, *, num_particles: int 
     data = _batch(x)
     pair = Pair(model, guide, data, seed)
     name = _chosen(site, pair.observed, pair.observed, "observed", "model")
-    return torch.cat([_reconstructed(pair, data, rows, num_particles, seed, name) for rows in noise.blocks(pair.num_data, ROWS)])
+    at_once: Halving[Tensor] = Halving(1, "reconstructing", block_rows=ROWS)
+    blocks = [at_once(rows, partial(_reconstructed, pair, data, num_particles, seed, name)) for rows in noise.blocks(pair.num_data, ROWS)]
+    return torch.cat([block for (block,) in blocks])
 
 
 def sample(model: Program, num_data: int, *, template: Batch, mean: bool = False, seed: int = 0) -> dict[str, Tensor]:
@@ -133,25 +140,58 @@ def sample(model: Program, num_data: int, *, template: Batch, mean: bool = False
         raise ProgramError(f"num_data must be at least 1, got {num_data}")
     rows = _with_rows(_batch(template), num_data)
     shared: dict[str, Tensor] = {}
-    pieces: dict[str, list[Tensor]] = {}
-    for block in noise.blocks(num_data, ROWS):
+    blocks: dict[str, list[Tensor]] = {}
+    means = _Means()
+    at_once: Halving[tuple[dict[str, Tensor], dict[str, Tensor]]] = Halving(1, "drawing from the model", block_rows=ROWS)
+
+    def drawn(_: Piece, part: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        inside, outside = {}, {}
+        for name, site in sample_sites(trace(poutine.uncondition(model), part, shared)).items():
+            if is_deterministic(site):
+                continue
+            if not in_data_plate(site):
+                outside[name] = site["value"]
+                continue
+            value = means.of(name, site["fn"]) if mean and site["infer"].get("was_observed") else site["value"]
+            inside[name] = _data_first(value, site["fn"].event_dim)[None]
+        return inside, outside
+
+    def of_rows(block: slice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with _running(model, seed=seed, purpose=f"sample/{block.start}", device=device_of(rows)):
-            sites = sample_sites(trace(poutine.uncondition(model), take(rows, block), shared))
-        for name, found in sites.items():
-            if is_deterministic(found):
-                continue
-            if not in_data_plate(found):
-                shared[name] = found["value"]
-                continue
-            value = _mean(name, found["fn"]) if mean and found["infer"].get("was_observed") else found["value"]
-            pieces.setdefault(name, []).append(_data_first(value, found["fn"].event_dim))
-    return {**shared, **{name: torch.cat(values) for name, values in pieces.items()}}
+            found = parts.drawn(drawn, take(rows, block))
+        return parts.joined([(particles, inside) for particles, (inside, _) in found], lambda _: 1), found[0][1][1]
+
+    for block in noise.blocks(num_data, ROWS):
+        ((inside, outside),) = at_once(block, of_rows)
+        shared |= outside
+        for name, value in inside.items():
+            means.check(name, value)
+            blocks.setdefault(name, []).append(value[0])
+    return {**shared, **{name: torch.cat(values) for name, values in blocks.items()}}
 
 
 @contextlib.contextmanager
 def _running(*programs: Program, seed: int, purpose: str, device: torch.device) -> Iterator[None]:
     with noise.seeded(seed, purpose, device=device), measuring(*programs):
         yield
+
+
+@contextlib.contextmanager
+def _whole(what: str, num_data: int) -> Iterator[None]:
+    """Want of memory told as what it is, where one distribution over all rows is asked for; work around it that can be halved is."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error) or halving():
+            raise
+        said = in_a_line(error)
+    else:
+        return
+    raise OutOfMemoryError(
+        f"the distribution over {num_data} data does not fit into memory",
+        where=f"{what}: {said}",
+        mend=[f"{what} fewer rows a call", *REMEDIES],
+    )
 
 
 def _batch(x: Batch) -> Batch:
@@ -219,25 +259,21 @@ def _num_rows(values: Mapping[str, Tensor], looked_at: Trace, otherwise: int) ->
     return next(iter(sizes.values()), otherwise)
 
 
-def _reconstructed(pair: Pair, x: Batch, rows: slice, num_particles: int, seed: int, name: str) -> Tensor:
+def _reconstructed(pair: Pair, x: Batch, num_particles: int, seed: int, name: str, rows: slice) -> Tensor:
     """The mean over all particles for one block of rows, (n, *event)."""
     n = rows.stop - rows.start
     block = take(x, rows)
     total = torch.zeros(())
+
+    means = _Means()
     for particles in noise.blocks(num_particles, max(1, ROWS // n)):
         k = particles.stop - particles.start
         with _running(pair.model, pair.guide, seed=seed, purpose=f"reconstruct/{rows.start}/{particles.start}", device=pair.device):
             values, _ = pair.draw(block, rows, k)
-            flat = {latent: _particles_into_rows(value, pair.event_dims[latent]) for latent, value in values.items()}
-            found = sample_sites(trace(pair.model, repeat(block, k), {**flat, **pair.globals}))[name]
-        total = total.to(device=pair.device) + _data_first(_mean(name, found["fn"]), found["fn"].event_dim).unflatten(0, (k, n)).sum(0)
+            found = pair.given(block, values, k, lambda sites: {name: means.of(name, sites[name]["fn"])})[name]
+        means.check(name, found)
+        total = total.to(device=pair.device) + found.movedim(found.dim() - pair.event_dims[name] - 1, 1).sum(0)
     return total / num_particles
-
-
-def _particles_into_rows(value: Tensor, event_dim: int) -> Tensor:
-    """(K, [plates], n, *event) -> ([plates], K n, *event)."""
-    data_dim = value.dim() - event_dim - 1
-    return value.movedim(0, data_dim - 1).flatten(data_dim - 1, data_dim)
 
 
 def _data_first(value: Tensor, event_dim: int) -> Tensor:
@@ -245,16 +281,27 @@ def _data_first(value: Tensor, event_dim: int) -> Tensor:
     return value.movedim(-1 - event_dim, 0)
 
 
-def _mean(name: str, fn: Any) -> Tensor:
-    """E[x | z], expanded to the distribution's shape."""
-    try:
-        mean: Tensor = fn.mean
-    except (NotImplementedError, AttributeError):
-        mean = torch.full((), torch.nan)
-    if torch.isnan(mean).all():
-        raise ProgramError(
-            f"site '{name}' has a distribution without a mean",
-            where=f"site '{name}': {type(fn).__name__} over {fn.support}",
-            mend="draw from it: simulate.sample(...), or simulate.decode(...).sample()",
-        )
-    return mean.expand(fn.batch_shape + fn.event_shape)
+class _Means:
+    """E[x | z] at observed sites, nan where there is none; what is said of a site where there is none at all."""
+
+    def __init__(self) -> None:
+        self.without: dict[str, str] = {}
+
+    def of(self, name: str, fn: Any) -> Tensor:
+        """Expanded to the distribution's shape."""
+        try:
+            mean: Tensor = fn.mean
+        except (NotImplementedError, AttributeError):
+            mean = torch.full((), torch.nan)
+        if torch.isnan(mean).all():
+            self.without[name] = f"{type(fn).__name__} over {fn.support}"
+        return mean.expand(fn.batch_shape + fn.event_shape)
+
+    def check(self, name: str, mean: Tensor) -> None:
+        """Refuse a block without any mean."""
+        if name in self.without and torch.isnan(mean).all():
+            raise ProgramError(
+                f"site '{name}' has a distribution without a mean",
+                where=f"site '{name}': {self.without[name]}",
+                mend="draw from it: simulate.sample(...), or simulate.decode(...).sample()",
+            )

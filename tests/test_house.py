@@ -85,7 +85,8 @@ ALLOWED: dict[str, set[str]] = {
     "bernoulli": set(),
     "compilation": {"capture", "memory"},
     "programs": {"batches", "modules", "bernoulli", "capture"},
-    "pair": {"programs", "batches", "modules", "support", "noise", "memory", "pieces"},
+    "parts": {"batches", "memory", "pieces"},
+    "pair": {"programs", "batches", "modules", "support", "noise", "memory", "parts", "pieces"},
     "blocks": {"pair", "programs", "batches", "compilation", "policy"},
     "stream": {"pair", "programs", "batches", "modules", "noise", "blocks", "ranks", "interruption", "memory"},
     "coordinates": RUNNING | {"enumeration"},
@@ -100,10 +101,10 @@ ALLOWED: dict[str, set[str]] = {
     "hmc": {"noise"},
     "paths": RUNNING | POSTERIORS | ARITHMETIC | {"refinement", "hmc", "memory"},
     "annealing": RUNNING | POSTERIORS | {"ranks", "paths", "importance", "hmc", "memory"},
-    "evaluation": RUNNING,
+    "evaluation": RUNNING | {"memory"},
     "leaves": RUNNING,
     "state": RUNNING,
-    "simulate": RUNNING,
+    "simulate": RUNNING | {"memory", "parts", "pieces"},
     "checks_report": set(),
     "checks_look": RUNNING,
     "checks_sites": RUNNING | {"checks_look", "checks_report"},
@@ -160,7 +161,8 @@ ALLOWED: dict[str, set[str]] = {
     "guides": RUNNING | LATENTS | {"nn", "build"},
     "analysis": RUNNING
     | LATENTS
-    | {"importance", "simulate", "capture", "evaluation", "data", "recorded", "checkpoint", "storage", "run", "memory", "repository"},
+    | {"importance", "simulate", "capture", "evaluation", "data", "recorded", "checkpoint", "storage", "run", "memory", "repository"}
+    | {"parts", "pieces"},
 }
 FRONTS = {
     "__init__",

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppvae import noise, simulate
+from ppvae import noise, parts, simulate
 from ppvae.analysis.estimate import batch_of
 from ppvae.batches import Batch, take
 from ppvae.data import Data
 from ppvae.errors import ArgumentError, ProgramError, ShapeError
+from ppvae.memory import Halving, NotInPieces
 from ppvae.modules import Program
-from ppvae.pair import Pair
+from ppvae.pair import Pair, reading
+from ppvae.pieces import Piece
 from ppvae.programs import has_no_inverse, measuring, prior_of, sample_sites, trace
 from ppvae.support import unwrapped
 
@@ -61,11 +63,11 @@ class Observed:
     def data(self, rows: Tensor | None = None) -> Tensor:
         """What the model observes of some rows, or of all, (n, *event), float64."""
         index = torch.arange(self.num_data) if rows is None else rows
-        parts = []
+        found, at_once = [], reading(ROWS)
         for block in noise.blocks(len(index), ROWS):
             with noise.seeded(self.seed, "observed", device=self.pair.device), measuring(self.pair.model):
-                parts.append(self.pair.observed_values(self.rows(index[block]))[self.observed_site].double().cpu())
-        return torch.cat(parts)
+                found.append(self.pair.observed_values(self.rows(index[block]), at_once)[self.observed_site].double().cpu())
+        return torch.cat(found)
 
     def from_prior(self, num_draws: int) -> Tensor:
         """E[x | z], z from the prior, at the covariates of the data cyclically, (num_draws, *event), float64."""
@@ -102,33 +104,51 @@ class LatentSpace(Observed):
         self.shape = tuple(value.movedim(value.dim() - 1 - self.event_dim, 0).shape[1:])
         self.dim = math.prod(self.shape)
 
-    def posterior(self, rows: Tensor) -> Any:
-        """q(z | x) at the site for some rows, as ``simulate.encode`` gives it."""
-        guide = self.pair.guide.rows(rows) if hasattr(self.pair.guide, "rows") else self.pair.guide
+    def posterior(self, rows: Tensor, part: slice = slice(None)) -> Any:
+        """q(z | x) at the site for some rows, as ``simulate.encode`` gives it, or for a part of them from the seed of all."""
+        some = rows[part]
+        guide = self.pair.guide.rows(some) if hasattr(self.pair.guide, "rows") else self.pair.guide
         seed = noise.derived_seed(self.seed, "codes", int(rows[0]))
-        return simulate.encode(guide, self.rows(rows), site=self.site, seed=seed)
+        return simulate.encode(guide, self.rows(some), site=self.site, seed=seed)
 
     def codes(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(z | x) by datum, (n, D) each, float64; of 256 draws where they have no closed form."""
         index = torch.arange(self.num_data) if rows is None else rows
-        parts = []
-        for block in noise.blocks(len(index), ROWS):
-            posterior = self.posterior(index[block])
-            with noise.seeded(self.seed, "moments", block.start, device=self.pair.device), torch.no_grad():
-                parts.append([self.as_rows(part) for part in _moments(posterior)])
-        return torch.cat([mean for mean, _ in parts]), torch.cat([sd for _, sd in parts])
+        at_once: Halving[list[list[Tensor]]] = Halving(1, "codes", block_rows=ROWS)
+
+        def moments(block: slice) -> list[list[Tensor]]:
+            chosen = index[block]
+
+            def of_piece(piece: Piece, _: Batch) -> list[Tensor]:
+                posterior = self.posterior(chosen, piece.rows)
+                with noise.seeded(self.seed, "moments", block.start, device=self.pair.device), torch.no_grad():
+                    found = _closed_moments(posterior)
+                    if found is None and not piece.is_whole:
+                        raise NotInPieces(f"those of site '{self.site}' that stand for its moments cannot be made in pieces")
+                    return [self.as_rows(moment) for moment in found or _drawn_moments(posterior, DRAWS)]
+
+            return [found for _, found in parts.drawn(of_piece, self.rows(chosen))]
+
+        found = [part for block in noise.blocks(len(index), ROWS) for part in at_once(block, moments)[0]]
+        return torch.cat([mean for mean, _ in found]), torch.cat([sd for _, sd in found])
 
     def draws(self) -> tuple[Tensor, Tensor]:
         """One draw per datum from the guide, and one from the prior, (N, D) each, float64."""
-        own, prior = [], []
-        for block in noise.blocks(self.num_data, ROWS):
+        at_once: Halving[tuple[Tensor, Tensor]] = Halving(1, "draws of the codes", block_rows=ROWS)
+
+        def drawn(block: slice) -> tuple[Tensor, Tensor]:
             rows = torch.arange(block.start, block.stop)
-            posterior = self.posterior(rows)
+
+            def of_piece(piece: Piece, _: Batch) -> Tensor:
+                return self.as_rows(parts.sampled(piece, self.site, self.posterior(rows, piece.rows)))
+
             with noise.seeded(self.seed, "draws", block.start, device=self.pair.device), measuring(self.pair.model, self.pair.guide):
-                own.append(self.as_rows(posterior.sample()))
-                drawn = self.pair.drawn_from_prior(self.rows(rows), 1)[self.site][0]
-                prior.append(self.as_rows(drawn))
-        return torch.cat(own), torch.cat(prior)
+                own = parts.drawn(of_piece, self.rows(rows))
+                prior = self.pair.drawn_from_prior(self.rows(rows), 1)[self.site][0]
+            return torch.cat([part for _, part in own]), self.as_rows(prior)
+
+        found = [part for block in noise.blocks(self.num_data, ROWS) for part in at_once(block, drawn)]
+        return torch.cat([own for own, _ in found]), torch.cat([prior for _, prior in found])
 
     def log_mass(self, z: Tensor, rows: Tensor) -> Tensor:
         """log of the aggregated posterior (1/n) sum_i q(z | x_i) over some rows, at z (M, D): (M,), nats.
@@ -138,10 +158,12 @@ class LatentSpace(Observed):
         """
         posterior = self.posterior(rows)
         points = self.as_values(z).unsqueeze(-1 - self.event_dim)
-        parts = []
-        for block in noise.blocks(len(z), max(1, ELEMENTS // (len(rows) * self.dim))):
+        size = max(1, ELEMENTS // (len(rows) * self.dim))
+        at_once: Halving[Tensor] = Halving(size, "mass of the codes", block_rows=1)
+
+        def mass(some: slice) -> Tensor:
             # plates of a datum stand left of the data in both; the data of the mixture are the last dim of the batch
-            values = points.narrow(-2 - self.event_dim, block.start, block.stop - block.start)
+            values = points.narrow(-2 - self.event_dim, some.start, some.stop - some.start)
             try:
                 with torch.no_grad():
                     density = _last(posterior.log_prob(_before_plates(values, len(self.shape) - self.event_dim)))
@@ -153,13 +175,15 @@ class LatentSpace(Observed):
                     where=f"site '{self.site}': {type(posterior).__name__}",
                     mend="codes, traversals and attributes need no density",
                 ) from error
-            parts.append(torch.logsumexp(density.double(), -1).cpu() - math.log(len(rows)))
-        return torch.cat(parts)
+            return torch.logsumexp(density.double(), -1).cpu() - math.log(len(rows))
+
+        return torch.cat([part for block in noise.blocks(len(z), size) for part in at_once(block, mass)])
 
     def prior_mean(self) -> Tensor:
         """E[z] under the prior of the first row, (D,); of 4,096 draws where it has no closed form."""
         with noise.seeded(self.seed, "prior mean", device=self.pair.device):
-            return self.as_rows(_moments(self.prior, PRIOR_DRAWS)[0])[0]
+            mean, _ = _closed_moments(self.prior) or _drawn_moments(self.prior, PRIOR_DRAWS)
+            return self.as_rows(mean)[0]
 
     def prior_quantiles(self, levels: Tensor) -> Tensor:
         """Quantiles of the prior's marginals, (D, S): in closed form where torch has it, else of 4,096 draws."""
@@ -188,13 +212,16 @@ class LatentSpace(Observed):
         self._check_support(z)
         index = torch.zeros(len(z), dtype=torch.long) if rows is None else rows
         alone = len(self.pair.latents) > 1  # the other latents are then the same draws for every z
-        parts = []
-        for block in noise.blocks(len(z), 1 if alone else ROWS):
-            values = {self.site: self.as_values(z[block]), **self.pair.globals}
-            likelihood = simulate.decode(self.pair.model, values, template=self.rows(index[block]), site=self.observed_site, seed=self.seed)
+        size = 1 if alone else ROWS
+        at_once: Halving[Tensor] = Halving(size, "decoding", block_rows=1)
+
+        def means(some: slice) -> Tensor:
+            values = {self.site: self.as_values(z[some]), **self.pair.globals}
+            likelihood = simulate.decode(self.pair.model, values, template=self.rows(index[some]), site=self.observed_site, seed=self.seed)
             mean = _mean(likelihood, self.observed_site)
-            parts.append(mean.movedim(mean.dim() - 1 - likelihood.event_dim, 0).double().cpu())
-        return torch.cat(parts)
+            return mean.movedim(mean.dim() - 1 - likelihood.event_dim, 0).double().cpu()
+
+        return torch.cat([part for block in noise.blocks(len(z), size) for part in at_once(block, means)])
 
     def as_rows(self, values: Tensor) -> Tensor:
         """([plates], n, *event) -> (n, D), float64 on the CPU."""
@@ -266,8 +293,8 @@ def _chosen(kind: str, name: str | None, allowed: list[str], every: list[str]) -
     return name
 
 
-def _moments(distribution: Any, draws: int = DRAWS) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, by draws where torch has no closed form."""
+def _closed_moments(distribution: Any) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation where torch has a closed form for both."""
     shape = distribution.batch_shape + distribution.event_shape
     try:
         mean, sd = distribution.mean, distribution.stddev
@@ -275,6 +302,10 @@ def _moments(distribution: Any, draws: int = DRAWS) -> tuple[Tensor, Tensor]:
             return mean.expand(shape), sd.expand(shape)
     except NotImplementedError:  # torch's word for a distribution without them
         pass
+    return None
+
+
+def _drawn_moments(distribution: Any, draws: int) -> tuple[Tensor, Tensor]:
     drawn = distribution.sample((draws,))
     return drawn.mean(0), drawn.std(0)
 
