@@ -18,7 +18,7 @@ from ppvae.errors import ProgramError, check_count
 from ppvae.importance import effective_sample_size, k_hat, k_hat_threshold
 from ppvae.memory import Halving
 from ppvae.modules import Program
-from ppvae.pair import Pair, reading
+from ppvae.pair import Pair
 from ppvae.programs import measuring, sample_sites, trace
 from ppvae.support import masks
 
@@ -265,14 +265,13 @@ def _site(pair: Pair, x: Batch, named: str | None, seed: int) -> tuple[str, Tens
     Raises:
         ProgramError: There is none, or several and none is named.
     """
-    at_once = reading(ROWS)
 
     def look(rows: slice) -> dict[str, tuple[bool, Tensor, Tensor]]:
         with noise.seeded(seed, "masks", device=pair.device), measuring(pair.model):
             sites = sample_sites(trace(pair.model, take(x, rows), pair.globals))
         return {name: (bool(masks(sites[name])), ~_observed(sites[name]), sites[name]["value"]) for name in pair.observed}
 
-    found = [part for rows in noise.blocks(pair.num_data, ROWS) for part in at_once(rows, look)]
+    found = [part for rows in noise.blocks(pair.num_data, ROWS) for part in pair.reading(rows, look)]
     masked = [name for name in pair.observed if any(part[name][0] for part in found)]
     if len(masked) != 1 if named is None else named not in masked:
         came = f"'{named}' came" if named is not None else "none was named"

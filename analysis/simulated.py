@@ -14,7 +14,7 @@ from ppvae import noise, parts
 from ppvae.batches import Batch, num_data, observed_entries, take, tensors
 from ppvae.errors import ProgramError
 from ppvae.memory import Halving
-from ppvae.pair import Pair, reading
+from ppvae.pair import Pair
 from ppvae.pieces import Piece
 from ppvae.programs import in_data_plate, log_prob, measuring, sample_sites, trace
 
@@ -81,7 +81,7 @@ def simulated(pair: Pair, template: Batch, *, size: int, seed: int, place: Place
     joined = {name: torch.cat(parts, -1 - pair.event_dims[name]) for name, parts in latents.items()}
     made = Simulated(place(rows, values), joined)
     looked_at = slice(0, min(LOOKED_AT, size))
-    reading(LOOKED_AT)(looked_at, lambda some: _check_simulated(pair, rows, made, values, some))
+    pair.reading(looked_at, lambda some: _check_simulated(pair, rows, made, values, some))
     return made
 
 

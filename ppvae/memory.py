@@ -128,6 +128,24 @@ def halving() -> bool:
     return _cut.get() is not None
 
 
+@contextlib.contextmanager
+def whole(work: str, mend: list[str] | None = None) -> Iterator[None]:
+    """Want of memory told as what it is, for work that nothing here can cut. What halves the work around it gets the error itself.
+
+    Raises:
+        OutOfMemoryError: with the work and its remedies.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error) or halving():
+            raise
+        said = in_a_line(error)
+    else:
+        return
+    raise OutOfMemoryError(f"{work} does not fit into memory", where=said, mend=[*(mend or []), *REMEDIES])
+
+
 class Halving(Generic[Result]):
     """Rows that go through a program at once, in blocks that draw from their own seeds: fewer at once change no draw.
 

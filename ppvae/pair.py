@@ -54,6 +54,7 @@ class Pair:
     Raises:
         ShapeError: A site lies outside the data plate, or its plate is not as long as the batch.
         ProgramError: The guide misses a latent site or has one too many.
+        OutOfMemoryError: There is no memory for those rows.
     """
 
     def __init__(self, model: Program, guide: Program, x: Batch, seed: int = 0) -> None:
@@ -61,11 +62,14 @@ class Pair:
         self.model, self.guide = model, guide
         self.num_data = num_data(x)
         self.device = device_of(x)
+        # rows at once where no draw moves what is read of the model; it lasts, so that memory's end is told once
+        self.reading: Halving[Any] = Halving(self.num_data, "reading the data", block_rows=1)
         self._fits(guide, x)
         # two at least, so that a plate of size 1 stands out
         looked_at = torch.arange(min(3, self.num_data)) if self.num_data > 1 else torch.zeros(2, dtype=torch.long)
         rows = take(x, looked_at)
-        with noise.seeded(seed, "globals", device=self.device), measuring(model, guide):
+        look = memory.whole(f"a look at {len(looked_at)} data")
+        with look, noise.seeded(seed, "globals", device=self.device), measuring(model, guide):
             with pyro.validation_enabled(True):  # so that an author's own validate_args=False stands out
                 found_q = first_trace("guide", _for_rows(guide, looked_at), rows, {})
                 found_p = first_trace("model", model, rows, {name: site["value"] for name, site in sample_sites(found_q).items()})
@@ -375,15 +379,14 @@ class Pair:
         some = self._all_inward(self._some(values, rows, particles), repeated=True)
         return sample_sites(self._run(self.model, take(x, rows), some, particles.stop - particles.start, repeated=True))
 
-    def observed_values(self, x: Batch, at_once: Halving[dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+    def observed_values(self, x: Batch) -> dict[str, Tensor]:
         """What the observed sites hold, data first, (n, [plates], *event). No draw moves it, so that any rows will do at once."""
 
         def held(rows: slice) -> dict[str, Tensor]:
             values = {name: site["value"] for name, site in sample_sites(trace(self.model, take(x, rows), self.globals)).items()}
             return {name: values[name].movedim(values[name].dim() - self.event_dims[name] - 1, 0) for name in self.observed}
 
-        n = num_data(x)
-        found = (at_once or reading(n))(slice(0, n), held)
+        found = self.reading(slice(0, num_data(x)), held)
         return found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in self.observed}
 
     def prior_draws(self, x: Batch, num_draws: int) -> dict[str, Tensor]:
@@ -407,11 +410,6 @@ class Pair:
         data_dim = value.dim() - self.event_dims[name] - 1
         particles = value[0].movedim(data_dim - 1, 0)[block].unsqueeze(data_dim)
         return particles.expand(*particles.shape[:data_dim], n, *particles.shape[data_dim + 1 :])
-
-
-def reading(rows: int) -> Halving[Any]:
-    """Rows that go through the model at once where no draw moves what is read of it."""
-    return Halving(rows, "reading the data", block_rows=1)
 
 
 def _for_rows(guide: Program, rows: Tensor | slice) -> Program:

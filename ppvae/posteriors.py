@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from ppvae import memory, parts
 from ppvae.batches import Batch
 from ppvae.coordinates import Coordinates
 from ppvae.families import DiagonalNormal, Family, FullRankNormal
@@ -75,10 +77,8 @@ class Freed:
         """log p - log q at reparameterised draws, and the weight of each: (S, n), (S, n); the ELBO of each datum is sum_s weight log w."""
         values, log_q = {}, torch.zeros(())
         for site, family in self.families.items():
-            q = family.distribution(tables[site])
-            value = q.rsample(torch.Size([num_draws]))
-            # The parameters of log q are held fixed ("sticking the landing"): their score has mean zero and is only noise
-            log_q = log_q + family.distribution(tables[site].detach()).log_prob(value)
+            value, density = _own_draws(family, tables[site], num_draws)
+            log_q = log_q + density
             ones = [1] * (pair.nesting - 1) if pair.in_plate else []
             values[site] = value.reshape(num_draws, *ones, *value.shape[1:])
         log_w = sum(pair.score(x, values).values()) - log_q
@@ -110,13 +110,47 @@ class FreedUnconstrained:
             v, weights = inner.stratified(tables["u"], num_draws)
             normal = self.family.outer.distribution(self.fixed[rows])
             u = normal.loc + torch.einsum("nij,knj->kni", normal.scale_tril, v)
+            log_q = self.family.distribution(row.detach()).log_prob(u)
         else:
-            u = self.family.distribution(row).rsample(torch.Size([num_draws]))
+            u, log_q = _own_draws(self.family, row, num_draws)
             weights = u.new_full(u.shape[:2], 1 / num_draws)
-        log_q = self.family.distribution(row.detach()).log_prob(u)
         return self.coordinates.log_density(x, u).double() - log_q, weights.double()
 
     def as_guide(self, pair: Pair, tables: dict[str, Tensor]) -> LocalPosterior | LocalUnconstrained:
         """The posteriors as a guide."""
         table = torch.cat([self.fixed, tables["u"]], -1)
         return LocalUnconstrained(self.coordinates.sites, self.family, table, "refined", pair.globals)
+
+
+def _own_draws(family: Any, row: Tensor, num_draws: int) -> tuple[Tensor, Tensor]:
+    """Reparameterised draws of each row's distribution, (S, n, *event), and log q there, (S, n).
+
+    The parameters of log q are held fixed ("sticking the landing"): their score has mean zero and is only noise. Where memory runs out
+    the same noise goes through a flow's networks part by part; of a part nothing is kept for the gradient but what it began with.
+    """
+    with memory.densities(len(row), num_draws) as pieces:
+        q = family.distribution(row)
+        if len(pieces) == 1:
+            value: Tensor = q.rsample(torch.Size([num_draws]))
+            return value, family.distribution(row.detach()).log_prob(value)
+        while hasattr(q, "transforms"):
+            q = q.base_dist
+        e = q.rsample(torch.Size([num_draws]))
+
+        def pushed(row: Tensor, e: Tensor) -> dict[str, Tensor]:
+            value = _through(family.distribution(row), e)
+            return {"value": value, "log_q": family.distribution(row.detach()).log_prob(value)}
+
+        found = [(particles, checkpoint(pushed, row[rows], e[particles, rows], use_reentrant=False)) for rows, particles in pieces]
+    joined = parts.joined(found, lambda _: 1)
+    return joined["value"], joined["log_q"]
+
+
+def _through(distribution: Any, e: Tensor) -> Tensor:
+    """Draws of the innermost base as those of the distribution."""
+    if not hasattr(distribution, "transforms"):
+        return e
+    e = _through(distribution.base_dist, e)
+    for transform in distribution.transforms:
+        e = transform(e)
+    return e

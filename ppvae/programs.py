@@ -22,6 +22,7 @@ from ppvae import bernoulli
 from ppvae.batches import Batch, device_of, each
 from ppvae.capture import capturing
 from ppvae.errors import PpvaeError, ProgramError, ShapeError
+from ppvae.memory import is_out_of_memory
 from ppvae.modules import Program, device_of_programs, eval_mode, freeze, frozen_parameters
 
 Values = Mapping[str, Tensor]
@@ -142,6 +143,8 @@ def first_trace(side: str, program: Program, rows: Batch, values: Values) -> Tra
     except PpvaeError as error:  # Pyro's tracing has added its table of shapes to the message
         raise type(error)(str(error).split("Trace Shapes:")[0].rstrip()) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ProgramError(
             f"the {side} fails on the first rows of the data: {type(error).__name__}: {first_line}",

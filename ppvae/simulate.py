@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,10 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppvae import noise, parts
+from ppvae import memory, noise, parts
 from ppvae.batches import Batch, device_of, num_data, repeat, take
-from ppvae.errors import ProgramError, ShapeError, in_a_line
-from ppvae.memory import REMEDIES, Halving, OutOfMemoryError, halving, is_out_of_memory
+from ppvae.errors import ProgramError, ShapeError
+from ppvae.memory import Halving
 from ppvae.modules import Program
 from ppvae.pair import Pair
 from ppvae.pieces import Piece
@@ -52,6 +53,7 @@ def encode(guide: Program, x: Batch, *, site: str | None = None, seed: int = 0) 
 
     Raises:
         ProgramError: There are several latent sites and none is named, or the name is not among them.
+        OutOfMemoryError: The distribution over all of x does not fit into memory.
     """
     data = _batch(x)
     with _whole("encode", num_data(data)), _running(guide, seed=seed, purpose="encode", device=device_of(data)):
@@ -81,6 +83,7 @@ def decode(
     Raises:
         ProgramError: A site that the model does not have, or several and none is named.
         ShapeError: z has not the site's event shape, or its values do not share M.
+        OutOfMemoryError: The distribution over all M does not fit into memory.
     """
     rows = _batch(template)
     with _running(model, seed=seed, purpose="decode", device=device_of(rows)):
@@ -176,22 +179,8 @@ def _running(*programs: Program, seed: int, purpose: str, device: torch.device) 
         yield
 
 
-@contextlib.contextmanager
-def _whole(what: str, num_data: int) -> Iterator[None]:
-    """Want of memory told as what it is, where one distribution over all rows is asked for; work around it that can be halved is."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error) or halving():
-            raise
-        said = in_a_line(error)
-    else:
-        return
-    raise OutOfMemoryError(
-        f"the distribution over {num_data} data does not fit into memory",
-        where=f"{what}: {said}",
-        mend=[f"{what} fewer rows a call", *REMEDIES],
-    )
+def _whole(name: str, num_data: int) -> AbstractContextManager[None]:
+    return memory.whole(f"{name}: the distribution over {num_data} data", [f"{name} fewer rows a call"])
 
 
 def _batch(x: Batch) -> Batch:

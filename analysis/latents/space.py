@@ -17,7 +17,7 @@ from ppvae.data import Data
 from ppvae.errors import ArgumentError, ProgramError, ShapeError
 from ppvae.memory import Halving, NotInPieces
 from ppvae.modules import Program
-from ppvae.pair import Pair, reading
+from ppvae.pair import Pair
 from ppvae.pieces import Piece
 from ppvae.programs import has_no_inverse, measuring, prior_of, sample_sites, trace
 from ppvae.support import unwrapped
@@ -63,10 +63,10 @@ class Observed:
     def data(self, rows: Tensor | None = None) -> Tensor:
         """What the model observes of some rows, or of all, (n, *event), float64."""
         index = torch.arange(self.num_data) if rows is None else rows
-        found, at_once = [], reading(ROWS)
+        found = []
         for block in noise.blocks(len(index), ROWS):
             with noise.seeded(self.seed, "observed", device=self.pair.device), measuring(self.pair.model):
-                found.append(self.pair.observed_values(self.rows(index[block]), at_once)[self.observed_site].double().cpu())
+                found.append(self.pair.observed_values(self.rows(index[block]))[self.observed_site].double().cpu())
         return torch.cat(found)
 
     def from_prior(self, num_draws: int) -> Tensor:
@@ -140,7 +140,7 @@ class LatentSpace(Observed):
             rows = torch.arange(block.start, block.stop)
 
             def of_piece(piece: Piece, _: Batch) -> Tensor:
-                return self.as_rows(parts.sampled(piece, self.site, self.posterior(rows, piece.rows)))
+                return self.as_rows(parts.sampled(piece, f"{self.site}, once more", self.posterior(rows, piece.rows)))
 
             with noise.seeded(self.seed, "draws", block.start, device=self.pair.device), measuring(self.pair.model, self.pair.guide):
                 own = parts.drawn(of_piece, self.rows(rows))
