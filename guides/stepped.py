@@ -21,6 +21,7 @@ from ppvae.batches import Batch, device_of, digest, num_data, repeat, take
 from ppvae.errors import FamilyError, ProgramError, check_count
 from ppvae.guides.from_model import Latents
 from ppvae.local import LocalPosterior, LocalUnconstrained
+from ppvae.memory import Halving
 from ppvae.modules import Program, modules_of
 from ppvae.programs import latent_sites, measuring, sample_sites, trace
 
@@ -79,8 +80,9 @@ class Stepped:
         """
         with measuring(model, self):
             self._find_site(take(x, slice(0, 2)))
-            rows = noise.blocks(num_data(x), ROWS_AT_ONCE)
-            table = torch.cat([self._stepped(take(x, part), model) for part in rows])
+            at_once: Halving[Tensor] = Halving(ROWS_AT_ONCE, "steps of the guide", block_rows=1)  # no datum's draws are another's
+            blocks = noise.blocks(num_data(x), ROWS_AT_ONCE)
+            table = torch.cat([part for rows in blocks for part in at_once(rows, lambda some: self._stepped(take(x, some), model))])
         name = f"{type(self).__name__}, {self.steps} steps"
         local: Any
         if isinstance(self.guide, Latents):

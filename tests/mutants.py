@@ -46,6 +46,7 @@ UNIFORMITY, CORRECTED, STREAM, ENUMERATION = "analysis/uniformity.py", "analysis
 ON_IMPORTANCE, ON_ANNEALING, ON_HMC, ON_REFINE = "test_importance.py", "test_annealing.py", "test_hmc.py", "test_refine.py"
 ON_LIKELIHOOD, ON_PROGRAMS, ON_EXACT = "test_log_likelihood.py", "test_programs.py", "test_exact_log_likelihood.py"
 SVI, BOUND, ON_BOUND = "ppvae/svi.py", "ppvae/gradient_bound.py", "test_gradient_bound.py"
+PARTS, PAIR, SIMULATE, ON_PLACES = "ppvae/parts.py", "ppvae/pair.py", "ppvae/simulate.py", "test_memory_places.py"
 TRAINING, RESUME, ROLLBACK, ON_ROLLBACK = "ppvae/training.py", "ppvae/resume.py", "ppvae/rollback.py", "test_rollback.py"
 ON_CALIBRATION, ON_FAMILIES, ON_FAULTS, ON_GAPS = "test_calibration.py", "test_families.py", "test_faults.py", "test_inference_gaps.py"
 
@@ -151,6 +152,24 @@ MUTANTS = (
     of("check: divided twice", SVI, "        elif divisor != 1.0 and gradients:", "        if divisor != 1.0 and gradients:", ON_BOUND),
     of("check: a divergence of both engines is a fault of one", "ppvae/engine.py", "if not (math.isfinite(norm) or _are_finite(found)):", "if False:", ON_BOUND),
     of("check: the history's mean over all steps", TRAINING, "math.ceil(self.steps_per_epoch / NORM_EVERY)", "self.steps_per_epoch", ON_BOUND),
+
+    # want of memory
+    of("memory: new data from a piece's own random numbers", PARTS, "    if piece.is_whole:\n", "    if True:\n", ON_PLACES),
+    of("memory: columns of particles in the place of rows", PARTS, "torch.cat([part[name] for part in row], data_dim(name))", "torch.cat([part[name] for part in row][::-1], data_dim(name))", ON_PLACES),
+    of("memory: a mean in closed form where some have none", PAIR, "torch.isfinite(means[name]).all()", "torch.isfinite(means[name]).any()", ON_PLACES),
+    of("memory: a local posterior's first rows for every piece", PAIR, "rows if piece.is_whole else _part(rows, piece.rows)", "rows", "test_memory_places.py", "test_pieces.py"),
+    of("memory: new data of all in every piece", PAIR, "some = values if piece.is_whole else self._some(values, piece.rows, piece.particles)", "some = values", ON_PLACES),
+    of("memory: a failed try leaves its global draws", SIMULATE, '                outside[name] = site["value"]\n', '                outside[name] = shared[name] = site["value"]\n', ON_PLACES),
+    of("memory: no mean in a piece for no mean at all", SIMULATE, "if name in self.without and torch.isnan(mean).all()", "if name in self.without", ON_PLACES),
+    of("memory: moments of a piece about its own mean", "analysis/imputation.py", "about = before[0] if before else mean.mean(0)", "about = mean.mean(0)", ON_PLACES),
+    of("memory: moments of the last piece alone", "analysis/imputation.py", "[a + b for a, b in zip(before[1:], terms, strict=True)] if before else terms", "terms", ON_PLACES),
+    of("memory: moments drawn by the caller's generator", "analysis/imputation.py", '                with self._running("drawn for moments", particles.start):\n', "                if True:\n", ON_PLACES),
+    of("memory: codes by the seed of a piece", "analysis/latents/space.py", 'noise.derived_seed(self.seed, "codes", int(rows[0]))', 'noise.derived_seed(self.seed, "codes", int(some[0]))', ON_PLACES),
+    of("memory: a flow's noise anew in each piece", "ppvae/posteriors.py", "pushed, row[rows], e[particles, rows]", "pushed, row[rows], torch.randn_like(e[particles, rows])", ON_PLACES),
+    of("memory: a flow's outer transforms alone", "ppvae/posteriors.py", "    e = _through(distribution.base_dist, e)\n", "", ON_PLACES),
+    of("memory: one distribution told as its halves", "ppvae/memory.py", "if not is_out_of_memory(error) or halving():", "if not is_out_of_memory(error):", ON_PLACES),
+    of("memory: every error is want of memory", "ppvae/memory.py", "if not is_out_of_memory(error) or halving():", "if halving():", ON_PLACES, "test_programs.py"),
+    of("memory: the look told as a fault of the program", "ppvae/programs.py", "        if is_out_of_memory(error):\n            raise\n", "", ON_PLACES),
 )  # fmt: skip
 
 

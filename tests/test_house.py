@@ -158,7 +158,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"ranks", "together", "svi", "optimizer", "surrogates", "generators", "interruption", "lock", "storage", "repository"}
     | TRAINING,
     "models": {"nn", "families", "build"},
-    "guides": RUNNING | LATENTS | {"nn", "build"},
+    "guides": RUNNING | LATENTS | {"nn", "build", "memory"},
     "analysis": RUNNING
     | LATENTS
     | {"importance", "simulate", "capture", "evaluation", "data", "recorded", "checkpoint", "storage", "run", "memory", "repository"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +12,7 @@ import torch
 from test_memory import python
 
 import pairs
-from ppvae import analysis, memory, noise, refinement, simulate, whitened
+from ppvae import analysis, guides, memory, noise, refinement, simulate, whitened
 from ppvae.analysis.latents.space import LatentSpace
 from ppvae.batches import num_data
 from ppvae.errors import ProgramError, UnreliableWarning
@@ -74,7 +75,7 @@ def as_arviz(model, guide, x):
     return [torch.as_tensor(found[group][name].values.copy()) for group in groups for name in found[group].data_vars]
 
 
-CHAINS = {"num_chains": 2, "num_leapfrog": 1, "num_warmup": 2, "num_draws": 4, "num_temperatures": 2}
+CHAINS: Any = {"num_chains": 2, "num_leapfrog": 1, "num_warmup": 2, "num_draws": 4, "num_temperatures": 2}
 
 # What is called, and what its warnings speak of.
 PLACES = {
@@ -201,6 +202,17 @@ def test_chains_and_sums_go_down_to_one_row(place):
     expected, _ = run(lambda: call(model, guide, x))
     found, _ = run(lambda: call(Narrow(model, 1), Narrow(guide, 1), x))
     same(unranked(found), unranked(expected))
+
+
+def test_a_guides_steps_go_on_with_fewer_rows():
+    """4 draws of each datum: 32 rows are 8 data."""
+    model, guide = pairs.ours()
+    x = pairs.binary(64)
+    stepped = guides.SemiAmortized(guide, steps=2)
+    expected = stepped.prepared(model, x).tables
+    found, told = run(lambda: stepped.prepared(Narrow(model, 32), x).tables)
+    same(found, expected)
+    assert told == [text("steps of the guide", 64, "8")]
 
 
 def test_a_closed_form_is_cut():
@@ -444,20 +456,29 @@ def test_draws_of_global_sites_are_not_cut():
 
 
 def test_a_failed_try_leaves_no_global_site_behind():
-    """The first try has drawn it already when memory runs out: the second must draw it too."""
-    model, _ = plates(LIKELIHOODS["Normal"], None)
-    tries = []
+    """The first try has drawn it already when memory runs out, for a mean: the second must draw it too."""
+    short = []
 
-    def failing(x):
-        model(x)
-        tries.append(len(x))
-        if len(tries) == 1:
-            raise want_of_memory()
+    class Wide(dist.Normal):
+        @property
+        def mean(self):
+            if short:
+                raise short.pop()
+            return self.loc
 
-    expected = simulate.sample(model, 4, template=pairs.real(4))
-    found, _ = run(lambda: simulate.sample(failing, 4, template=pairs.real(4)))
-    assert tries == [4, 4]
-    same(found, expected)
+    def model(x):
+        scale = pyro.sample("scale", dist.LogNormal(torch.tensor(0.0), 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), scale))
+            pyro.sample("x", Wide(z, 1.0), obs=x[:, 0])
+
+    def drawn():
+        return simulate.sample(model, 4, template=pairs.real(4), mean=True)
+
+    expected = drawn()
+    short.append(want_of_memory())
+    same(run(drawn)[0], expected)
+    assert not short
 
 
 def test_a_look_for_which_there_is_no_memory_is_told_as_that():
