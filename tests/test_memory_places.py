@@ -366,6 +366,27 @@ def test_posterior_means_and_what_is_made_of_sites_are_the_blocks(latent, in_pla
         same(in_pieces(number, work), expected)
 
 
+def test_codes_of_a_piece_are_conditional_on_the_earlier_draws_of_the_block():
+    """z1 given z2, whose draws are those of the seed: in pieces the same."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z2 = pyro.sample("z2", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(pyro.sample("z1", dist.Normal(z2, 1.0)), 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z2 = pyro.sample("z2", dist.Normal(x[:, 0], 1.0))
+            pyro.sample("z1", dist.Normal(z2, 0.5))
+
+    x = pairs.real(20)
+    for of in (analysis.latents.codes, analysis.latents.aggregated_posterior):
+        expected = of(model, guide, x, site="z1")
+        found, told = run(lambda of=of: of(model, Narrow(guide, 5), x, site="z1"))
+        same(found, expected)
+        assert len(told) == 1
+
+
 def test_posterior_means_are_exact_for_all_data_or_for_none():
     """Where one datum has no mean in closed form the draws of all are averaged, in pieces too."""
 
