@@ -1,36 +1,37 @@
 """Draws of a block made piece by piece, from the very random numbers that the whole block draws from.
 
 A program is run on some of the block's rows and particles. Each random number that a site of it asks for, (*batch, ...), is made for the
-whole block and the piece's part is kept: the generator goes the block's way, and networks see the piece alone. This holds for what takes
-as many random numbers whatever the parameters are, in the order of the batch; anything else is refused.
+whole block and the piece's part is kept: the generator goes the block's way, and networks see the piece alone.
+
+Where a sampler takes as many random numbers as its parameters ask for (Gamma, Dirichlet, Poisson, binomial), a piece cannot tell how many
+the others take. It stops there, and so do the others; the operation is done once for the parameters of all, which are small beside the
+activations of a network, and the pieces are run again with the result. Where a sampler tries until all elements are accepted (von Mises),
+the pieces go on together until those of the block are. So a program is run once more for each such site, and a sampler within it anew for
+each such operation.
+
+The draws are the block's bit for bit where the parameters are. Networks may round otherwise on fewer rows: draws then differ by as little,
+but for a rejection or a category that the last digit decides, some 1e-7 of them in float32, after which Gamma's and their like take other
+random numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppvae import noise
-from ppvae.memory import NotInPieces
-from ppvae.programs import in_data_plate
-from ppvae.support import unwrapped
+from ppvae.memory import NotInPieces, is_out_of_memory
+from ppvae.random_operations import Asked, Form, Listening, Looking, Sites, aten, drawn_again, form_of, refused
 
 Drawn = TypeVar("Drawn")
-Taken = tuple[str, Any, tuple[int, ...], torch.dtype]  # site, operation, shape behind the batch's, type
-
-aten = torch.ops.aten
-MAKES = {aten.rand.default, aten.randn.default}  # of a size
-FILLS = {aten.normal_.default, aten.uniform_.default, aten.exponential_.default, aten.cauchy_.default}  # in the order of memory
-NEW = {aten.empty.memory_format, aten.new_empty.default}  # whose memory is in the order of the batch
+States = tuple[Tensor, Tensor | None]  # of the generators: the CPU's and the GPU's
 
 
 @dataclass(frozen=True)
@@ -101,105 +102,295 @@ def in_pieces(draw: Callable[[Piece], Drawn], pieces: list[Piece], device: torch
         device: Of the program.
 
     Raises:
-        NotInPieces: The random numbers of a site are not those of its elements, one after the other.
+        NotInPieces: It does not show which of the block's random numbers are a piece's.
     """
     if len(pieces) == 1:
         return [draw(pieces[0])]
     with noise.forked(device):
-        expected = _look(draw, replace(pieces[0], rows=slice(0, 1), particles=slice(0, 1)))
-    found = []
-    for piece in pieces:
-        sites = _Sites()
-        with noise.forked(device) if piece is not pieces[-1] else contextlib.nullcontext(), sites, _Noise(piece, sites) as random:
-            found.append(draw(piece))
-        for one, other in itertools.zip_longest(expected, random.taken):
+        script = _Script(_look(draw, pieces[0]), device)
+    with noise.forked(device):
+        runs = [_Run(draw, piece, script) for piece in pieces]
+        while not all(run.drawn for run in runs):
+            before = len(script.steps)
+            for run in runs:
+                run.begin()
+            _meet(runs, script)
+            if len(script.steps) == before and not all(run.drawn for run in runs):
+                raise _other(next(run for run in runs if run.waits).random.site)
+        _hold_to_each_other([run.random for run in runs])
+    script.put_back(runs[-1].end)
+    return [run.drawn[0] for run in runs]
+
+
+def _meet(runs: list[_Run[Drawn]], script: _Script) -> None:
+    """Lead runs that wait for the others through the samplers in which they wait, as far as the others are there."""
+    while any(run.waits for run in runs):
+        behind = [run for run in runs if run.waits and run.random.met < len(script.steps)]
+        for run in behind:
+            run.go_on()
+        if not behind:
+            if not all(run.waits for run in runs):
+                return  # the others have to come to it through the program
+            script.join([run.random for run in runs])
+
+
+def _hold_to_each_other(pieces: list[_Noise]) -> None:
+    for piece in pieces[1:]:
+        for one, other in itertools.zip_longest(pieces[0].taken, piece.taken):
             if one != other:
-                raise NotInPieces(f"those of site '{(other or one)[0]}' take other random numbers from piece to piece")
-    return found
+                raise _other((other or one)[0])
 
 
-def _look(draw: Callable[[Piece], Drawn], one: Piece) -> list[Taken]:
-    """What one datum and particle takes: there no other dimension is as long as the batch, and cannot be taken for it."""
-    sites = _Sites()
-    random = _Noise(one, sites)
-    with sites, random:
+def _other(name: str) -> NotInPieces:
+    return NotInPieces(f"those of site '{name}' take other random numbers from piece to piece")
+
+
+def _stands(error: Exception) -> bool:
+    """Whether an error is ours or memory's. Any other comes from a sampler that was led where it does not go alone: on when it is done."""
+    return isinstance(error, NotInPieces) or is_out_of_memory(error)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What sites ask for, by name, and what of it comes column by column."""
+
+    forms: dict[str, list[Form]]
+    columns: set[tuple[str, Form]]
+
+    def form(self, site: Any, asked: Asked) -> Form:
+        """The form of what is asked."""
+        if site["name"] not in self.forms:
+            raise _other(site["name"])
+        fitting = [form for form in self.forms[site["name"]] if form.fits(asked, site["fn"].batch_shape)]
+        if len(fitting) != 1:
+            raise refused(site)
+        return fitting[0]
+
+
+def _look(draw: Callable[[Piece], Drawn], first: Piece) -> _Known:
+    """What one datum and particle asks for: there no other dimension is as long as the batch, and cannot be taken for it."""
+    one, sites = replace(first, rows=slice(0, 1), particles=slice(0, 1)), Sites()
+    with sites, Looking(sites) as look:
         draw(one)
-    # nor can rows be taken for particles where a site's distribution is expanded to another number of each
-    apart = replace(one, num_data=2, num_particles=3)
-    block = replace(apart, rows=slice(0, 2), particles=slice(0, 3))
-    taking = {name for name, *_ in random.taken}
-    for site in (site for site in sites.drawn if site["name"] in taking):
-        sites.site = {**site, "fn": site["fn"].expand(apart.widened(site["fn"].batch_shape))}
-        with _Noise(block, sites) as wide:
-            sites.site["fn"]()
-        if wide.taken != [taken for taken in random.taken if taken[0] == site["name"]]:
-            raise _refused(site)
-    return random.taken
+    known = _Known({site["name"]: _forms(site, one) for site in {site["name"]: site for site, _ in look.asked}.values()}, set())
+    if any(form.func is aten.multinomial.default for forms in known.forms.values() for form in forms):
+        _look_at_columns(draw, first, known)
+    return known
 
 
-def _refused(site: Any) -> NotInPieces:
-    return NotInPieces(f"those of site '{site['name']}' ({type(unwrapped(site['fn'])).__name__}) cannot be made in pieces")
+def _forms(site: Any, one: Piece) -> list[Form]:
+    """What a site's distribution asks for; nor can rows be taken for particles where it is expanded to another number of each."""
+    wide = replace(one, num_data=2, num_particles=3).widened(site["fn"].batch_shape)
+    if not wide:
+        raise refused(site)
+    both: list[list[Asked]] = []
+    for again in (site, {**site, "fn": site["fn"].expand(wide)}):
+        try:
+            with Looking(Sites(again), once=True) as look:
+                drawn_again(again)
+        except Exception as error:
+            if _stands(error):
+                raise
+            raise refused(site) from error
+        both.append([asked for _, asked in look.asked])
+    if len(both[0]) != len(both[1]):
+        raise refused(site)
+    forms = [form_of(narrow, broad, site["fn"].batch_shape, wide) for narrow, broad in zip(*both, strict=True)]
+    if None in forms:
+        raise refused(site)
+    return list(dict.fromkeys(form for form in forms if form))
 
 
-class _Sites(Messenger):
-    """Keeps the sites that are drawn, and which it is just now. Entered before all plates, so that it sees whole batch shapes."""
+def _look_at_columns(draw: Callable[[Piece], Drawn], first: Piece, known: _Known) -> None:
+    """The order in which parameters lie in memory: the block's is that of a piece which is longer than 1 where the block is."""
+    rows, particles, sites = min(2, first.num_data), min(3, first.num_particles), Sites()
+    try:
+        with sites, Looking(sites) as look:
+            draw(replace(first, rows=slice(0, rows), particles=slice(0, particles)))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        name = next(name for name, forms in known.forms.items() if any(form.func is aten.multinomial.default for form in forms))
+        told = f"the order of those of site '{name}' is told by {rows} data and {particles} particles at once, which do not fit"
+    else:
+        orders: dict[tuple[str, Form], bool] = {}
+        for site, asked in look.asked:
+            if orders.setdefault((site["name"], known.form(site, asked)), asked.columns) != asked.columns:
+                raise refused(site)
+        known.columns.update(key for key, columns in orders.items() if columns)
+        return
+    raise NotInPieces(told)  # here, where the error is gone with its frames, which hold tensors
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.site: Any = None
-        self.drawn: list[Any] = []
 
-    def _pyro_sample(self, msg: Any) -> None:
-        given = msg["done"] or msg["is_observed"] or msg["value"] is not None
-        if not given and in_data_plate(msg) and not site_is_subsample(msg):
-            self.site = dict(msg)
-            self.drawn.append(self.site)
+@dataclass(frozen=True)
+class _Step:
+    """What the whole block was asked for by which site, or decided; what came; and how the generators stood then."""
 
-    def _pyro_post_sample(self, msg: Any) -> None:
-        self.site = None
+    site: str
+    what: Any
+    result: Tensor
+    after: States
 
 
-class _Noise(TorchDispatchMode):
-    """Random numbers of a piece, each the block's. ``taken`` lists by site what was taken from the generator."""
+class _Script:
+    """What the block's sites have done so far that needs more than a piece."""
 
-    def __init__(self, piece: Piece, sites: _Sites) -> None:
-        super().__init__()
-        self.piece, self.sites = piece, sites
-        self.taken: list[Taken] = []
-        self._new: Any = None
+    def __init__(self, known: _Known, device: torch.device) -> None:
+        self.known, self.device = known, device
+        self.steps: list[_Step] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler at the first operation: a second, and memory where there is none
+    def states(self) -> States:
+        """How the generators stand."""
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            return self._drawn(func, args, kwargs)
-        found = func(*args, **kwargs)
-        if func in NEW or (func is aten.detach.default and args[0] is self._new):
-            self._new = found
-        return found
+    def put_back(self, states: States) -> None:
+        """Let the generators stand so again."""
+        torch.set_rng_state(states[0])
+        if states[1] is not None:
+            torch.cuda.set_rng_state(states[1], self.device)
 
-    def _drawn(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        site, (first, *rest) = self.sites.site, args
-        if site is None:
-            raise NotInPieces(f"those outside the sites of the data plate ({func}) cannot be made in pieces")
-        if kwargs.get("generator") is None:
-            if func in MAKES:
-                return self._part(site, func, torch.Size(first), lambda wide: func(wide, *rest, **kwargs))
-            if func in FILLS and first is self._new and first.is_contiguous():
-                return first.copy_(self._part(site, func, first.shape, lambda wide: func(first.new_empty(wide), *rest, **kwargs)))  # type: ignore[no-any-return]
-            if func is aten.bernoulli.default and first.device.type == "cpu":  # on a GPU their order may be that of the chances' memory
-                dims = len(site["fn"].batch_shape)
-                return self._part(site, func, first.shape, lambda wide: func(self.piece.put(first, first.new_zeros(wide), dims)))
-        raise _refused(site)
+    def join(self, pieces: list[_Noise]) -> None:
+        """Do for the block what all pieces wait for."""
+        first = pieces[0].wait
+        for piece in pieces:
+            if (piece.site, piece.wait.what) != (pieces[0].site, first.what):
+                raise _other(piece.site)
+        blocks = [by.new_empty(first.shape) for by in first.asked.parameters]
+        for piece in pieces:
+            for by, block in zip(piece.wait.asked.parameters, blocks, strict=True):
+                piece.piece.put(by, block, first.batch_dims)
+        self.put_back(first.at)
+        result = first.asked.run(first.shape, blocks)
+        self.steps.append(_Step(pieces[0].site, first.what, result, self.states()))
 
-    def _part(self, site: Any, func: Any, shape: torch.Size, fill: Callable[[list[int]], Tensor]) -> Tensor:
-        batch = site["fn"].batch_shape
-        wide, rest = self.piece.widened(batch), shape[len(batch) :]
-        if not wide or shape[: len(batch)] != batch:
-            raise _refused(site)
-        block = fill([*wide, *rest])
-        self.taken.append((site["name"], func, tuple(rest), block.dtype))
-        return self.piece.of(block, len(batch)).contiguous()
+
+@dataclass(frozen=True)
+class _Wait:
+    """What a piece waits for: for the block it has this shape, whose first dimensions end with the batch."""
+
+    what: Any
+    asked: Asked
+    shape: list[int]
+    batch_dims: int
+    at: States
+
+
+class _Waits(BaseException):
+    """Ends the run of a piece. No Exception: a program may catch those."""
+
+
+class _Noise(Listening):
+    """Random numbers of a piece, each the block's.
+
+    Attributes:
+        site: Where the piece waits.
+        wait: For what, where ``waits``.
+        met: Steps of the script that the piece has come through.
+        taken: By site, what was taken from the generator.
+        overruled: Whether the block decided otherwise than the piece would have.
+    """
+
+    site: str
+    wait: _Wait
+
+    def __init__(self, piece: Piece, sites: Sites, script: _Script, met: int = 0) -> None:
+        super().__init__(sites)
+        self.piece, self.script, self.met = piece, script, met
+        self.waits = self.overruled = False
+        self.taken: list[tuple[str, Form]] = []
+        self.entered: tuple[Any, States, int] = None, script.states(), met  # the last site, and how all stood before it drew
+
+    def answered(self, site: Any, asked: Asked) -> Tensor:
+        """The piece's part of what the block is answered."""
+        batch, form = site["fn"].batch_shape, self.script.known.form(site, asked)
+        wide = self.piece.widened(batch)
+        if not wide:
+            raise refused(site)
+        self._enter(site)
+        shape, batch_dims = [*form.before, *wide, *form.behind], len(form.before) + len(batch)
+        if asked.fills is None:
+            block = self._from_script(site, form, asked, shape, batch_dims)
+        else:
+            columns = (site["name"], form) in self.script.known.columns
+            blanks = [_blank(shape, by, fill, columns) for by, fill in zip(asked.parameters, asked.fills, strict=True)]
+            block = asked.run(shape, [self.piece.put(by, blank, batch_dims) for by, blank in zip(asked.parameters, blanks, strict=True)])
+        self.taken.append((site["name"], form))
+        return self.piece.of(block, batch_dims).clone(memory_format=torch.contiguous_format)  # keeps no block alive, and may be written to
+
+    def decided(self, site: Any, func: Any, value: Tensor) -> Tensor:
+        """Whether all or any elements of the block are: as here, if this settles it."""
+        self._enter(site)
+        own, steps = bool(value), self.script.steps
+        if self.met == len(steps) and own is (func is aten.any.default):
+            steps.append(_Step(site["name"], func, value, self.script.states()))
+        found = self._from_script(site, func, Asked(func, (), [], None, lambda *_: value), [], 0)
+        self.overruled |= own is not bool(found)
+        return found.clone()
+
+    def _enter(self, site: Any) -> None:
+        if site is not self.entered[0]:
+            self.entered = site, self.script.states(), self.met
+
+    def _from_script(self, site: Any, what: Any, asked: Asked, shape: list[int], batch_dims: int) -> Tensor:
+        if self.met == len(self.script.steps):
+            self.waits, self.site, self.wait = True, site["name"], _Wait(what, asked, shape, batch_dims, self.script.states())
+            raise _Waits
+        step = self.script.steps[self.met]
+        if (step.site, step.what) != (site["name"], what):
+            raise _other(site["name"])
+        self.met += 1
+        self.script.put_back(step.after)
+        return step.result
+
+
+def _blank(shape: list[int], like: Tensor, fill: float, columns: bool) -> Tensor:
+    if columns:
+        return like.new_full((shape[-1], math.prod(shape[:-1])), fill).T.view(shape)
+    return like.new_full(shape, fill)
+
+
+class _Run(Generic[Drawn]):
+    """A piece's way through the program: as far as it is drawn, or waits at a site for the other pieces."""
+
+    def __init__(self, draw: Callable[[Piece], Drawn], piece: Piece, script: _Script) -> None:
+        self.draw, self.piece, self.script = draw, piece, script
+        self.start = script.states()
+        self.random = _Noise(piece, Sites(), script)
+        self.drawn: list[Drawn] = []
+
+    @property
+    def waits(self) -> bool:
+        """For the other pieces."""
+        return self.random.waits
+
+    def begin(self) -> None:
+        """Run the program, unless it is done with."""
+        if self.drawn:
+            return
+        sites = Sites()
+        self.random = _Noise(self.piece, sites, self.script)
+        self.script.put_back(self.start)
+        with self._until_it_waits(), sites, self.random:
+            drawn = self.draw(self.piece)
+        if not self.waits:
+            self.drawn, self.end = [drawn], self.script.states()
+
+    def go_on(self) -> None:
+        """Draw again from the distribution of the site where it waits: what it was made of need not be computed again."""
+        site, states, met = self.random.entered
+        self.random = _Noise(self.piece, Sites(site), self.script, met)
+        self.script.put_back(states)
+        with self._until_it_waits(), self.random:
+            drawn_again(site)
+
+    @contextlib.contextmanager
+    def _until_it_waits(self) -> Iterator[None]:
+        try:
+            yield
+        except _Waits:
+            return
+        except Exception as error:
+            site = self.random.sites.site
+            if site is None or not self.random.overruled or _stands(error):
+                raise
+            raise refused(site) from error

@@ -198,7 +198,7 @@ def test_draws_and_densities_go_down_to_one_datum_and_particle(in_plate):
 
 def test_densities_are_cut_where_draws_fit_and_draws_where_densities_do():
     """A guide whose draws cannot be cut stays whole while the model is cut."""
-    model, guide = map(Narrow, gamma_pair())
+    model, guide = map(Narrow, uncut_pair())
     x = pairs.binary(64)
     pair = Pair(model, guide, x, 0)
     pair.in_plate = False  # K times as many rows at once
@@ -210,8 +210,8 @@ def test_densities_are_cut_where_draws_fit_and_draws_where_densities_do():
     assert model.sizes == [32] * 4 and set(guide.sizes) == {128}
 
 
-def gamma_pair():
-    """z ~ Gamma(1, 1), whose sampler takes as many random numbers as its parameters ask for."""
+def uncut_pair():
+    """z ~ Gamma(1, 1), and a guide whose distribution Pyro expands to the particles, in an order of its own."""
 
     def model(x):
         with pyro.plate("data", len(x), dim=-1):
@@ -220,16 +220,19 @@ def gamma_pair():
 
     def guide(x):
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", dist.Gamma(1.0 + x.sum(-1), 2.0))
+            either = dist.Gamma(1.0 + x.sum(-1), 2.0)
+            pyro.sample("z", dist.MaskedMixture(x[:, 0] > 0, either, either))
 
     return model, guide
 
 
 def test_draws_that_cannot_be_cut_end_in_an_error_that_names_them():
-    model, guide = gamma_pair()
+    model, guide = uncut_pair()
     with pytest.raises(OutOfMemoryError) as raised:
         ppvae.log_weights(model, Narrow(guide, 60), pairs.binary(500), num_particles=3)
-    assert raised.value.problem == ("the draws for 64 data do not fit into memory, and those of site 'z' (Gamma) cannot be made in pieces")
+    assert raised.value.problem == (
+        "the draws for 64 data do not fit into memory, and those of site 'z' (MaskedMixture) cannot be made in pieces"
+    )
     assert raised.value.where.startswith("measuring with 3 particles: DefaultCPUAllocator: can't allocate memory")
 
 

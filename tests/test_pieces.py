@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import weakref
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.testing.rejection_gamma import RejectionStandardGamma
 
 import pairs
 import ppvae
@@ -62,6 +65,78 @@ def layered():
     return model, guide
 
 
+def alone(posterior):
+    """The site is the guide's only: any distribution will do."""
+    model, _ = pair_of(None, dist.Normal(torch.tensor(0.0), 1.0))
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("y", posterior(x), infer={"is_auxiliary": True})
+
+    return model, guide
+
+
+def follow(x):
+    """Sites that take as many random numbers as draws before them ask for, in a plate inside each datum too, among others that do not."""
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+        rate = sample("rate", dist.Gamma(x[:, 0].exp(), 2.0))
+        height = sample("height", dist.Normal(rate, 0.1 + rate))
+        which = sample("which", dist.Categorical(logits=height[..., None] * torch.arange(3.0)))
+        angle = sample("angle", dist.VonMises(height, 1.0 + which))
+        with pyro.plate("inside", 2, dim=-2):
+            share = sample("share", dist.Beta(1.0 + which, 1.0 + angle.square()))
+            sample("count", dist.Poisson(3.0 * share))
+        sample("last", dist.Laplace(angle, 1.0))
+
+
+def careful(x):
+    """A program that lives with errors of its own."""
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+        try:
+            sample("y", dist.Gamma(x[:, 0].exp(), 1.0))
+        except Exception:
+            sample("instead", dist.Gamma(x[:, 0].exp(), 1.0))
+
+
+def sample(name, fn):
+    return pyro.sample(name, fn, infer={"is_auxiliary": True})
+
+
+def by_columns(x):
+    """The same numbers, column after column in memory."""
+    return x.T.contiguous().T
+
+
+class Around(dist.TorchDistribution):
+    """Asks for numbers in dimensions before the batch's, then behind them."""
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    support = torch.distributions.constraints.real
+
+    def __init__(self, loc, more=7):
+        self.loc, self.more = loc, more
+        super().__init__(loc.shape, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return type(self)(self.loc.expand(batch_shape), self.more)
+
+    def sample(self, sample_shape=torch.Size()):  # noqa: B008
+        return self.loc + torch.rand(self.more, *self.loc.shape)[0] + torch.rand(*self.loc.shape, self.more)[..., 0]
+
+    def log_prob(self, value):
+        return dist.Normal(self.loc, 1.0).log_prob(value)
+
+
+class Doubled(Around):
+    """Writes to what it was given."""
+
+    def sample(self, sample_shape=torch.Size()):  # noqa: B008
+        return torch._standard_gamma(self.loc.exp()).mul_(2.0)
+
+
 NORMAL = dist.Normal(torch.zeros(2), 1.0).to_event(1)
 POSITIVE = dist.LogNormal(torch.zeros(2), 1.0).to_event(1)
 SIMPLEX = dist.RelaxedOneHotCategorical(torch.tensor(0.5), logits=torch.zeros(3))
@@ -82,6 +157,30 @@ ELEMENTWISE = {
         lambda x: dist.Bernoulli(logits=x.T.contiguous().T).to_event(1), dist.Bernoulli(torch.full((3,), 0.5)).to_event(1)
     ),
     "layers": layered(),
+    "Gamma": alone(lambda x: dist.Gamma(x[:, :2].exp(), x[:, 1:].exp()).to_event(1)),
+    "Gamma, masked": alone(lambda x: dist.Gamma(x[:, 0].exp(), 1.0).mask(x[:, 0] > 0)),
+    "log Gamma": alone(lambda x: dist.TransformedDistribution(dist.Gamma(x.exp(), 1.0), [dist.transforms.ExpTransform().inv]).to_event(1)),
+    "Beta": alone(lambda x: dist.Beta(x[:, 0].exp(), 1.0)),
+    "Dirichlet": alone(lambda x: dist.Dirichlet(by_columns(x).exp())),
+    "StudentT": alone(lambda x: dist.StudentT(3.0, x[:, :2]).to_event(1)),
+    "Poisson": alone(lambda x: dist.Poisson(5.0 * x[:, 0].exp())),
+    "Binomial": alone(lambda x: dist.Binomial(30, x[:, 0].sigmoid())),
+    "NegativeBinomial": alone(lambda x: dist.NegativeBinomial(5.0, x[:, 0].sigmoid())),
+    "zero-inflated": alone(lambda x: dist.ZeroInflatedPoisson(x[:, 0].exp(), gate=torch.tensor(0.3))),
+    "VonMises": alone(lambda x: dist.VonMises(x, x.exp()).to_event(1)),
+    "Rejector": alone(lambda x: RejectionStandardGamma(1.0 + x.exp()).to_event(1)),
+    "AsymmetricLaplace": alone(lambda x: dist.AsymmetricLaplace(x, torch.tensor(1.0), torch.tensor(2.0)).to_event(1)),
+    "Categorical": alone(lambda x: dist.Categorical(logits=x)),
+    "Categorical, columns first": alone(lambda x: dist.Categorical(probs=by_columns(x.exp()))),
+    "Categorical, event first": alone(lambda x: dist.Categorical(probs=(x[:, :, None] * torch.arange(2.0)).exp().mT).to_event(1)),
+    "OneHotCategorical": alone(lambda x: dist.OneHotCategorical(logits=x)),
+    "Multinomial": alone(lambda x: dist.Multinomial(7, logits=x)),
+    "mixture of Normal": alone(lambda x: dist.MixtureSameFamily(dist.Categorical(logits=x), dist.Normal(x, x.exp()))),
+    "mixture of VonMises": alone(lambda x: dist.MixtureSameFamily(dist.Categorical(logits=x), dist.VonMises(x, 1.0))),
+    "written to": alone(lambda x: Doubled(x[:, 0])),
+    "before and behind": alone(lambda x: Around(x[:, 0])),
+    "one after the other": (alone(None)[0], follow),
+    "errors caught": (alone(None)[0], careful),
 }
 SHELF = {
     "FullRankNormal": lambda: guides.FullRankNormal(MLP(6, [8], 5), 2),
@@ -91,7 +190,23 @@ SHELF = {
     "Flow": lambda: guides.Flow(MLP(6, [8], 7), 2, 3),
     "InverseAutoregressive": lambda: guides.InverseAutoregressive(MLP(6, [8], 7), 2, 3),
     "Spline": lambda: guides.Spline(MLP(6, [8], 7), 2, 3),
+    "Gamma, VonMises, Categorical": lambda: Networks(),
 }
+
+
+class Networks(torch.nn.Module):
+    """Each site's parameters come from a network of the draw before."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = MLP(6, [8], 3), MLP(3, [8], 3), MLP(3, [8], 3)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            rate = sample("rate", dist.Gamma(self.first(x).exp(), 1.0).to_event(1))
+            angle = sample("angle", dist.VonMises(self.second(rate), 1.0).to_event(1))
+            sample("which", dist.MixtureSameFamily(dist.Categorical(logits=self.third(angle)), dist.Gamma(angle.exp(), 1.0)))
 
 
 @contextlib.contextmanager
@@ -162,14 +277,37 @@ def test_blocks_of_any_size_are_cut(num_data, num_particles):
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
-def test_a_piece_runs_the_guide_on_its_own_rows():
-    """64 rows in 16 pieces, after one row that tells the way."""
-    x = pairs.real(64)
-    pair = Pair(*ELEMENTWISE["Normal"], x)
+@pytest.mark.parametrize("in_plate", [True, False], ids=["plate", "repeated"])
+@pytest.mark.parametrize("rows", [32, 5, 1])
+def test_sites_of_every_kind_after_one_another_are_the_blocks(rows, in_plate):
+    """64 data and 2 particles; 12 of them one by one."""
+    x = pairs.real(64 if rows > 1 else 12)
+    pair = Pair(*ELEMENTWISE["one after the other"], x)
+    pair.in_plate = in_plate
+    whole = drawn(pair, x, 2)
+    with cut_into(math.ceil(64 / rows) if rows > 1 else 24):
+        found = drawn(pair, x, 2)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+RUNS = {  # of the guide: a look at one datum, one more at the order of memory, then once and once more for each site that needs all pieces
+    "Normal": [1, *[4] * 4],
+    "Categorical": [1, 2, *[4] * 4],
+    "Beta": [1, *[4] * 4 * 2],
+    "VonMises": [1, *[4] * 4 * 2],
+    "one after the other": [1, 2, *[4] * 4 * 5],
+}
+
+
+@pytest.mark.parametrize(("kind", "expected"), RUNS.items(), ids=RUNS)
+def test_a_program_is_run_once_more_for_each_site_that_needs_all_pieces(kind, expected):
+    """16 data in four pieces."""
+    x = pairs.real(16)
+    pair = Pair(*ELEMENTWISE[kind], x)
     sizes = sizes_of(pair, x)
-    with cut_into(16):
+    with cut_into(4):
         drawn(pair, x, 3)
-    assert sizes == [1, *[4] * 16]
+    assert sizes == expected
 
 
 def test_draws_from_the_prior_are_cut_too():
@@ -193,14 +331,6 @@ def test_local_posteriors_keep_their_rows():
         with cut_into(15), noise.seeded(7, "rows"), measuring(model):
             found = pair.draw(x, rows, 3)[0]["z"]
         assert torch.equal(found, whole)
-
-
-def told(number, x):
-    """A guide whose second site there is for some data only."""
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", dist.Normal(x[:, :2], 1.0).to_event(1))
-        if x[0, 0] == number:
-            pyro.sample("more", dist.Normal(x[:, 0], 1.0), infer={"is_auxiliary": True})
 
 
 def outside(x):
@@ -267,13 +397,48 @@ class Columns(Shuffled):
         return self.loc + torch.empty(self.loc.movedim(-1, 0).shape).movedim(0, -1).normal_()
 
 
+class SeededCounts(Around):
+    def sample(self, sample_shape=torch.Size()):  # noqa: B008
+        return torch.poisson(self.loc.exp(), torch.Generator().manual_seed(0))
+
+
+class Broadcast(Around):
+    def sample(self, sample_shape=torch.Size()):  # noqa: B008
+        return torch.normal(self.loc, self.loc[..., :1].exp().squeeze(0))
+
+
+class TwoOrders(Around):
+    """Asks for the same twice, and has its chances in another order of memory the second time."""
+
+    def sample(self, sample_shape=torch.Size()):  # noqa: B008
+        chances = torch.stack([self.loc, 2 * self.loc], -1).exp()
+        again = chances.mT.contiguous().mT if chances.dim() == 2 else chances.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        return self.loc + dist.Categorical(probs=chances).sample() - dist.Categorical(probs=again).sample()
+
+
+class Impatient(Around):
+    """Draws until each is below a half, and is not made for going on when all are."""
+
+    def sample(self, sample_shape=torch.Size()):  # noqa: B008
+        value, done = self.loc, torch.zeros(self.loc.shape, dtype=torch.bool)
+        while not done.all():
+            if (~done).sum() == 0:
+                raise RuntimeError("nothing is left to draw")
+            trial = torch.rand(self.loc.shape)
+            value, done = torch.where(done, value, self.loc + trial), done | (trial < 0.5)
+        return value
+
+
 SCALAR = dist.Normal(torch.tensor(0.0), 1.0)
 REFUSED = {
-    "Gamma": (pair_of(lambda x: dist.Gamma(x[:, :2].exp(), 1.0).to_event(1), POSITIVE), "those of site 'z' (Gamma)"),
-    "Beta": (pair_of(lambda x: dist.Beta(x[:, 0].exp(), 1.0), dist.Beta(torch.tensor(1.0), 1.0)), "those of site 'z' (Beta)"),
-    "StudentT": (pair_of(lambda x: dist.StudentT(3.0, x[:, :2]).to_event(1), NORMAL), "those of site 'z' (StudentT)"),
-    "Categorical": (pair_of(lambda x: dist.Categorical(logits=x), dist.Categorical(torch.ones(3))), "those of site 'z' (Categorical)"),
-    "VonMises": (pair_of(lambda x: dist.VonMises(x[:, 0], 2.0), dist.VonMises(torch.tensor(0.0), 1.0)), "those of site 'z' (VonMises)"),
+    "drawn by subsets": (
+        alone(lambda x: dist.SineBivariateVonMises(x[:, 0], x[:, 1], *torch.tensor([1.0, 1.0, 0.1]))),
+        "those of site 'y' (SineBivariateVonMises)",
+    ),
+    "a loop that ends": (alone(lambda x: Impatient(x[:, 0])), "those of site 'y' (Impatient)"),
+    "parameters of two shapes": (alone(lambda x: Broadcast(x[:, 0])), "those of site 'y' (Broadcast)"),
+    "two orders of memory": (alone(lambda x: TwoOrders(x[:, 0])), "those of site 'y' (TwoOrders)"),
+    "counts by a generator of its own": (alone(lambda x: SeededCounts(x[:, 0])), "those of site 'y' (SeededCounts)"),
     "expanded by Pyro": (pair_of(lambda x: Pyros(x[:, 0]), SCALAR), "those of site 'z' (Pyros)"),
     "rows last": (pair_of(lambda x: Shuffled(x[:, 0]), SCALAR), "those of site 'z' (Shuffled)"),
     "memory in another order": (pair_of(lambda x: Columns(x[:, 0]), SCALAR), "those of site 'z' (Columns)"),
@@ -291,3 +456,112 @@ def test_draws_that_pieces_would_change_are_refused(programs, named, pieces):
     with cut_into(pieces), pytest.raises(NotInPieces) as raised:
         drawn(pair, x, 3)
     assert str(raised.value) == f"{named} cannot be made in pieces"
+
+
+def normal(x):
+    return dist.Normal(x[:, 0], 1.0)
+
+
+def gamma(x):
+    return dist.Gamma(x[:, 0].exp(), 1.0)
+
+
+def von_mises(x):
+    return dist.VonMises(x[:, 0], 1.0)
+
+
+def some_have_more(kind, is_one):
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            if is_one(x):
+                sample("more", kind(x))
+
+    return guide
+
+
+def some_the_other_way_round(kind, is_one):
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            for name in ("first", "more") if is_one(x) else ("more", "first"):
+                sample(name, kind(x))
+
+    return guide
+
+
+@pytest.mark.parametrize("row", [0, 3])
+@pytest.mark.parametrize("kind", [normal, gamma, von_mises])
+@pytest.mark.parametrize("program", [some_have_more, some_the_other_way_round])
+def test_sites_that_are_not_the_same_in_each_piece_are_refused(program, kind, row):
+    """One of five data, each a piece, is treated otherwise than the others."""
+    x = pairs.real(5)
+    pair = Pair(alone(None)[0], program(kind, lambda rows: rows[0, 0] == x[row, 0]), x)
+    with cut_into(5), pytest.raises(NotInPieces) as raised:
+        drawn(pair, x, 3)
+    assert str(raised.value) in [f"those of site '{name}' take other random numbers from piece to piece" for name in ("more", "first")]
+
+
+def test_where_the_batch_lies_must_be_seen():
+    """3 particles for 3 rows of the first piece: among numbers of shape (3, 3, 3) those before an element look as those behind it."""
+    x = pairs.real(5)
+    pair = Pair(*alone(lambda x: Around(x[:, 0], more=3)), x)
+    whole = drawn(pair, x, 3)
+    with cut_into(5):
+        found = drawn(pair, x, 3)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    with cut_into(2), pytest.raises(NotInPieces) as raised:
+        drawn(pair, x, 3)
+    assert str(raised.value) == "those of site 'y' (Around) cannot be made in pieces"
+
+
+def test_what_tells_the_order_of_memory_must_fit():
+    """The order of a Categorical's random numbers is seen from two data at least."""
+    x = pairs.real(5)
+    model, guide = ELEMENTWISE["Categorical"]
+    pair = Pair(model, guide, x)
+
+    def narrow(x):
+        if len(x) > 1:
+            raise MemoryError
+        guide(x)
+
+    pair.guide = narrow
+    with cut_into(15), pytest.raises(NotInPieces) as raised:
+        drawn(pair, x, 3)
+    assert str(raised.value) == "the order of those of site 'y' is told by 2 data and 3 particles at once, which do not fit"
+
+
+@pytest.mark.parametrize("error", [LookupError("of the program"), MemoryError()], ids=["its own", "memory"])
+def test_errors_behind_a_loop_are_the_programs_own(error):
+    x = pairs.real(5)
+
+    def guide(rows):
+        with pyro.plate("data", len(rows), dim=-1):
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            sample("y", von_mises(rows))
+            if len(rows) == 1 and rows[0, 0] == x[3, 0]:
+                raise error
+
+    with cut_into(5), pytest.raises(type(error)) as raised:
+        drawn(Pair(alone(None)[0], guide, x), x, 3)
+    assert raised.value is error
+
+
+def test_a_piece_that_waits_keeps_nothing_of_its_networks():
+    x = pairs.real(6)
+    kept = []
+
+    def guide(x):
+        assert not [hidden for hidden in kept if hidden() is not None]
+        hidden = x.exp() + 1.0
+        kept.append(weakref.ref(hidden))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            sample("y", dist.VonMises(hidden.sum(-1), 1.0))
+
+    pair = Pair(alone(None)[0], guide, x)
+    del kept[:]
+    with cut_into(3):
+        drawn(pair, x, 2)
+    assert len(kept) == 1 + 2 * 3
