@@ -259,8 +259,7 @@ class _Script:
         for piece in pieces:
             for by, block in zip(piece.wait.asked.parameters, blocks, strict=True):
                 piece.piece.put(by, block, first.batch_dims)
-        self.put_back(first.at)
-        result = first.asked.run(first.shape, blocks)
+        result = first.asked.run(first.shape, blocks)  # the generators stand as the last of them has left them, which is as each did
         self.steps.append(_Step(pieces[0].site, first.what, result, self.states()))
 
 
@@ -272,7 +271,6 @@ class _Wait:
     asked: Asked
     shape: list[int]
     batch_dims: int
-    at: States
 
 
 class _Waits(BaseException):
@@ -333,7 +331,7 @@ class _Noise(Listening):
 
     def _from_script(self, site: Any, what: Any, asked: Asked, shape: list[int], batch_dims: int) -> Tensor:
         if self.met == len(self.script.steps):
-            self.waits, self.site, self.wait = True, site["name"], _Wait(what, asked, shape, batch_dims, self.script.states())
+            self.waits, self.site, self.wait = True, site["name"], _Wait(what, asked, shape, batch_dims)
             raise _Waits
         step = self.script.steps[self.met]
         if (step.site, step.what) != (site["name"], what):

@@ -130,6 +130,13 @@ class Around(dist.TorchDistribution):
         return dist.Normal(self.loc, 1.0).log_prob(value)
 
 
+class Compound(Around):
+    """Parameters that hang on what was drawn before at the same site, by as many numbers as parameters ask for and not."""
+
+    def sample(self, sample_shape=torch.Size()):  # noqa: B008
+        return torch.poisson(torch.randn(self.loc.shape).exp() + torch._standard_gamma(self.loc.exp()))
+
+
 class Doubled(Around):
     """Writes to what it was given."""
 
@@ -177,6 +184,7 @@ ELEMENTWISE = {
     "Multinomial": alone(lambda x: dist.Multinomial(7, logits=x)),
     "mixture of Normal": alone(lambda x: dist.MixtureSameFamily(dist.Categorical(logits=x), dist.Normal(x, x.exp()))),
     "mixture of VonMises": alone(lambda x: dist.MixtureSameFamily(dist.Categorical(logits=x), dist.VonMises(x, 1.0))),
+    "Poisson given Gamma and Normal": alone(lambda x: Compound(x[:, 0])),
     "written to": alone(lambda x: Doubled(x[:, 0])),
     "before and behind": alone(lambda x: Around(x[:, 0])),
     "one after the other": (alone(None)[0], follow),
@@ -429,6 +437,29 @@ class Impatient(Around):
         return value
 
 
+class AlsoShuffled(Around):
+    """Asks for as many again in another order, which shows where rows and particles are not as many."""
+
+    def sample(self, sample_shape=torch.Size()):  # noqa: B008
+        return self.loc + torch.randn(self.loc.shape) + torch.randn(self.loc.movedim(-1, 0).shape).movedim(0, -1)
+
+
+class OneByOne(Around):
+    """Asks for as many times as it has elements."""
+
+    def sample(self, sample_shape=torch.Size()):  # noqa: B008
+        return self.loc + sum(torch.rand(self.loc.shape) for _ in range(self.loc.numel()))
+
+
+class Unable(Around):
+    """Has no draws for three particles of one datum."""
+
+    def sample(self, sample_shape=torch.Size()):  # noqa: B008
+        if self.loc.shape == (3, 1):
+            raise LookupError("of the sampler")
+        return self.loc + torch.rand(self.loc.shape)
+
+
 SCALAR = dist.Normal(torch.tensor(0.0), 1.0)
 REFUSED = {
     "drawn by subsets": (
@@ -436,6 +467,8 @@ REFUSED = {
         "those of site 'y' (SineBivariateVonMises)",
     ),
     "a loop that ends": (alone(lambda x: Impatient(x[:, 0])), "those of site 'y' (Impatient)"),
+    "rows last the second time": (alone(lambda x: AlsoShuffled(x[:, 0])), "those of site 'y' (AlsoShuffled)"),
+    "one request an element": (alone(lambda x: OneByOne(x[:, 0])), "those of site 'y' (OneByOne)"),
     "parameters of two shapes": (alone(lambda x: Broadcast(x[:, 0])), "those of site 'y' (Broadcast)"),
     "two orders of memory": (alone(lambda x: TwoOrders(x[:, 0])), "those of site 'y' (TwoOrders)"),
     "counts by a generator of its own": (alone(lambda x: SeededCounts(x[:, 0])), "those of site 'y' (SeededCounts)"),
@@ -470,36 +503,30 @@ def von_mises(x):
     return dist.VonMises(x[:, 0], 1.0)
 
 
-def some_have_more(kind, is_one):
-    def guide(x):
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
-            if is_one(x):
-                sample("more", kind(x))
-
-    return guide
-
-
-def some_the_other_way_round(kind, is_one):
-    def guide(x):
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
-            for name in ("first", "more") if is_one(x) else ("more", "first"):
-                sample(name, kind(x))
-
-    return guide
+def binomial(x):
+    return dist.Binomial(9, x[:, 0].sigmoid())
 
 
 @pytest.mark.parametrize("row", [0, 3])
+@pytest.mark.parametrize("kinds", [[], [gamma], [binomial], [von_mises]], ids=["alone", "gamma", "binomial", "von_mises"])
 @pytest.mark.parametrize("kind", [normal, gamma, von_mises])
-@pytest.mark.parametrize("program", [some_have_more, some_the_other_way_round])
-def test_sites_that_are_not_the_same_in_each_piece_are_refused(program, kind, row):
-    """One of five data, each a piece, is treated otherwise than the others."""
+def test_sites_that_are_not_the_same_in_each_piece_are_refused(kind, kinds, row):
+    """One of five data, each a piece, has a site that the others have not, or have after another."""
     x = pairs.real(5)
-    pair = Pair(alone(None)[0], program(kind, lambda rows: rows[0, 0] == x[row, 0]), x)
+
+    def guide(rows):
+        with pyro.plate("data", len(rows), dim=-1):
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            sites = [("more", kind), *(("other", other) for other in kinds)]
+            if rows[0, 0] != x[row, 0]:
+                sites = sites[:0:-1] + sites[:1] * len(kinds)
+            for name, other in sites:
+                sample(name, other(rows))
+
+    pair = Pair(alone(None)[0], guide, x)
     with cut_into(5), pytest.raises(NotInPieces) as raised:
         drawn(pair, x, 3)
-    assert str(raised.value) in [f"those of site '{name}' take other random numbers from piece to piece" for name in ("more", "first")]
+    assert str(raised.value) in [f"those of site '{name}' take other random numbers from piece to piece" for name in ("more", "other")]
 
 
 def test_where_the_batch_lies_must_be_seen():
@@ -532,6 +559,21 @@ def test_what_tells_the_order_of_memory_must_fit():
     assert str(raised.value) == "the order of those of site 'y' is told by 2 data and 3 particles at once, which do not fit"
 
 
+def test_errors_of_what_tells_the_order_of_memory_are_the_programs_own():
+    x = pairs.real(5)
+    model, guide = ELEMENTWISE["Categorical"]
+    pair = Pair(model, guide, x)
+
+    def unable(x):
+        if len(x) == 2:
+            raise LookupError("of the program")
+        guide(x)
+
+    pair.guide = unable
+    with cut_into(15), pytest.raises(LookupError, match="of the program"):
+        drawn(pair, x, 3)
+
+
 @pytest.mark.parametrize("error", [LookupError("of the program"), MemoryError()], ids=["its own", "memory"])
 def test_errors_behind_a_loop_are_the_programs_own(error):
     x = pairs.real(5)
@@ -546,6 +588,12 @@ def test_errors_behind_a_loop_are_the_programs_own(error):
     with cut_into(5), pytest.raises(type(error)) as raised:
         drawn(Pair(alone(None)[0], guide, x), x, 3)
     assert raised.value is error
+
+
+def test_errors_of_a_sampler_that_went_its_own_way_are_its_own():
+    x = pairs.real(5)
+    with cut_into(5), pytest.raises(LookupError, match="of the sampler"):
+        drawn(Pair(*alone(lambda x: Unable(x[:, 0])), x), x, 3)
 
 
 def test_a_piece_that_waits_keeps_nothing_of_its_networks():
