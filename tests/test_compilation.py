@@ -133,6 +133,7 @@ def test_whole_road_through_inductor():
     assert torch.allclose(found.logsumexp(0), expected.logsumexp(0), rtol=0, atol=1e-4)
 
 
+@pytest.mark.soak
 def test_annealing_from_the_prior_through_inductor():
     # its first draws lie in memory otherwise than every later position: machine code must not walk the one as the other
     torch.manual_seed(0)

@@ -80,7 +80,10 @@ def undisturbed(name):
     return train(name, compile=True)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in ("dropout", "a global site"))) for name in CASES])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.soak] * (name in ("dropout", "dynamic binarisation", "a global site"))) for name in CASES],
+)
 def test_compiled_run_is_the_eager_run(name, graphs):
     (eager, expected), (found, tensors) = train(name, compile=False), undisturbed(name)
     assert (eager.config["engine"], found.config["engine"]) == ("eager", "compiled")

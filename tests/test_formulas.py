@@ -514,7 +514,7 @@ def beta_vae(x, k, theta, s2):
     return model.requires_grad_(False), diagonal_posterior(at_theta), values
 
 
-@pytest.mark.parametrize("theta", [0.1, 0.5, 2.0, 12.0], ids=str)
+@pytest.mark.parametrize("theta", [0.5, 12.0, *(pytest.param(theta, marks=pytest.mark.soak) for theta in (0.1, 2.0))], ids=str)
 def test_the_linear_beta_vae_traces_reverse_water_filling(theta):
     """7.12: R = sum max(0, 1/2 log(l_i / theta)) at mean squared error D = sum min(l_i, theta), with as many latents as dimensions."""
     _, x, _ = principal(k=3, n=1000)

@@ -58,7 +58,7 @@ def test_signal_in_a_step_ends_the_run_after_it(number, tmp_path, monkeypatch, c
     assert last == f"{number.name}: stopped after step 5 (epoch 2); fit(..., resume=True) goes on from {tmp_path / 'run'}"
 
 
-@pytest.mark.parametrize("at", [0, 2, 5, 10], ids=lambda at: f"step {at}")
+@pytest.mark.parametrize("at", [2, 5, *(pytest.param(at, marks=pytest.mark.soak) for at in (0, 10))], ids=lambda at: f"step {at}")
 @pytest.mark.parametrize("case", [{}, {"validation": pairs.real(seed=1), "patience": 2}], ids=["plain", "validation"])
 def test_run_that_a_signal_ended_goes_on_as_if_undisturbed(at, case, tmp_path, monkeypatch):
     whole = run(pairs.registered, pairs.real(), tmp_path / "whole", **case)

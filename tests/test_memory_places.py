@@ -123,7 +123,11 @@ def text(what, rows, left):
     return f"{what}: memory ran out with {rows} data at once; it goes on with {left}, or fewer where need be, from the same draws"
 
 
-@pytest.mark.parametrize(("most", "n", "left"), [(32, 64, "32"), (5, 20, "5"), (1, 16, "1")], ids=["32 rows", "5 rows", "1 row"])
+@pytest.mark.parametrize(
+    ("most", "n", "left"),
+    [pytest.param(32, 64, "32", marks=pytest.mark.soak), (5, 20, "5"), (1, 16, "1")],
+    ids=["32 rows", "5 rows", "1 row"],
+)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_measurement_goes_on_with_fewer_rows_from_the_same_draws(place, most, n, left):
     call, kinds = PLACES[place]

@@ -286,7 +286,7 @@ def test_blocks_of_any_size_are_cut(num_data, num_particles):
 
 
 @pytest.mark.parametrize("in_plate", [True, False], ids=["plate", "repeated"])
-@pytest.mark.parametrize("rows", [32, 5, 1])
+@pytest.mark.parametrize("rows", [32, pytest.param(5, marks=pytest.mark.soak), 1])
 def test_sites_of_every_kind_after_one_another_are_the_blocks(rows, in_plate):
     """64 data and 2 particles; 12 of them one by one."""
     x = pairs.real(64 if rows > 1 else 12)

@@ -176,7 +176,25 @@ def assert_resumed_is_undisturbed(case, at, folder, monkeypatch):
     assert (left_in(folder), untimed(resumed.history), (resumed.best_epoch, resumed.stopped)) == undisturbed(case)
 
 
-@pytest.mark.parametrize("case", CASES)
+# Of what others of them hold too, together or apart.
+REPEATED = {
+    "scheduler of a function",
+    "pyro.param, pyro.optim",
+    "born late, pyro.optim",
+    "born late, SGD",
+    "used now and then, pyro.optim",
+    "bound methods",
+    "closed over",
+    "in a list",
+    "two called net",
+    "tuple",
+    "particles in a plate",
+    "enumeration in the model",
+    "clipping",
+}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.soak] * (case in REPEATED)) for case in CASES])
 def test_run_interrupted_within_an_epoch_goes_on_as_if_undisturbed(case, tmp_path, monkeypatch):
     assert_resumed_is_undisturbed(case, 5, tmp_path, monkeypatch)
 
