@@ -6,8 +6,12 @@ torch and Pyro take seconds to import, and help needs neither.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import itertools
 import os
+import re
 import sys
 import time
 import traceback
@@ -107,7 +111,7 @@ def _run(common: Common, arguments: list[str]) -> int:
         return 0
     started = time.monotonic()
     name = chosen("command", arguments[0], list(COMMANDS))
-    options = _parsed(name, arguments[1:], common.config)
+    options = _parsed(name, arguments[1:], common.config, common.json)
     if common.print_config:
         print(config_file.printed(options))
         return 0
@@ -123,18 +127,37 @@ def _run(common: Common, arguments: list[str]) -> int:
     return code
 
 
-def _parsed(name: str, arguments: list[str], config: Path | None = None) -> Any:
-    """The command's dataclass, filled in; tyro exits on ``--help`` and on arguments that it cannot read."""
+def _parsed(name: str, arguments: list[str], config: Path | None = None, json: bool = False) -> Any:
+    """The command's dataclass, filled in; tyro exits on ``--help`` and on arguments that it cannot read.
+
+    Raises:
+        UsageError: It cannot, and one JSON object is to tell so.
+    """
     command = COMMANDS[name]
     given = {} if config is None else {"default": config_file.defaults(command, config_file.read(config), config)}
+    told = io.StringIO()
     try:
-        options = tyro.cli(command, prog=f"ppvae {name}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **given)
+        with contextlib.redirect_stderr(told) if json else contextlib.nullcontext():
+            options = tyro.cli(command, prog=f"ppvae {name}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **given)
     except SystemExit as stop:
         if not stop.code:
             print(f"\nexample:\n  {command.example}")
+        elif json:
+            problem, remedies = _read_off(told.getvalue())
+            raise UsageError(problem, mend=[*remedies, f"`ppvae {name} --help` tells the options"]) from None
         raise
     check(options)
     return options
+
+
+def _read_off(box: str) -> tuple[str, list[str]]:
+    """What tyro has printed below its title, in a box or without lines: the first paragraph is what is wrong, options are those meant."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    _, *lines = [line.strip(" │") for line in plain.splitlines()] or [""]
+    below = itertools.dropwhile(lambda line: not line.strip("-"), lines)
+    problem = " ".join(itertools.takewhile(lambda line: line.strip("─-"), below)) or "the arguments cannot be read"
+    meant = [line.split()[0] for line in lines if line.startswith("--") and line.strip("-")]
+    return problem, [f"did you mean {option}?" for option in meant if option not in problem]
 
 
 def _help() -> str:

@@ -134,6 +134,29 @@ def test_json_of_an_error_tells_what_the_lines_tell(capsys):
     assert found["error"]["mend"][0] == "did you mean 'mlp'?"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem", "mend"),
+    [
+        (["gaps", "a", "--num-dta", "3"], "Unrecognized options: --num-dta, 3", ["did you mean --num-data?"]),
+        (
+            ["gaps", "a", "--num-data", "x"],
+            "Error parsing --num-data: no type matching {None}|INT could be instantiated from ['x'].",
+            [],
+        ),
+        (["gaps"], "Missing from ppvae gaps: RUN A run folder. (required)", []),
+    ],
+    ids=["misspelt", "no number", "missing"],
+)
+@pytest.mark.parametrize("lines", [True, False], ids=["in a box", "without lines"])
+def test_json_of_arguments_that_cannot_be_read(arguments, problem, mend, lines, monkeypatch, capsys):
+    monkeypatch.setattr("tyro._fmtlib._should_use_utf8_drawing_chars", lambda: lines)
+    assert main([*arguments, "--json"]) == 2
+    told = capsys.readouterr()
+    mend = [*mend, "`ppvae gaps --help` tells the options"]
+    assert json.loads(told.out) == {"exit_code": 2, "error": {"problem": problem, "where": "", "mend": mend}}
+    assert told.err.startswith(f"error: {problem}\n  mend:  {mend[0]}")
+
+
 def test_json_has_no_bare_nan(monkeypatch, capsys):
     def tells(_):
         check.tell("numbers", "text", {"a": [float("nan"), float("-inf"), 1.5]})
