@@ -149,6 +149,7 @@ def test_annealing_from_the_prior_through_inductor():
     assert found[0].acceptance.mean() > 0.9 and found[1].acceptance.mean() > 0.9
 
 
+@pytest.mark.soak
 def test_inputs_may_lie_in_memory_in_any_way():
     values = torch.arange(12.0).reshape(3, 4)
     function = CompiledFunction(lambda x: [x + torch.arange(4.0)])

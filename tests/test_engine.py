@@ -34,6 +34,11 @@ EAGER = {name: entry for name, entry in {**ZOO, **LIARS}.items() if entry.eager}
 # Pairs that put together what two others hold one by one, or hold what another does in a second form: run at length by make soak.
 COMBINED = {
     "two layers",
+    "subsampling",
+    "PyroModule",
+    "poutine.scale",
+    "modules in a list",
+    "BatchNorm and dropout",  # fifty steps of it below, in float32
     "AutoNormal",
     "score function, particles",
     "a tuple",

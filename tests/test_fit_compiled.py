@@ -128,6 +128,7 @@ def test_interrupted_compiled_run_goes_on_as_if_undisturbed(name, at, graphs, tm
         assert torch.equal(found[key], value), key
 
 
+@pytest.mark.soak
 def test_interrupted_run_through_inductor_goes_on_as_if_undisturbed(tmp_path):
     name = "dynamic binarisation"
     _, whole = train(name, compile=True)

@@ -38,7 +38,7 @@ def test_examples_are_read(name):
 
 @pytest.mark.parametrize("name", list(targets.TARGETS))
 def test_mutated_bytes_are_read_or_refused(name):
-    @settings(max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=80, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(content=mutations.mutated(targets.TARGETS[name][1]) | st.binary(max_size=200))
     def read(content):
         targets.survives(name, content)

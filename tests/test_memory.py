@@ -319,7 +319,7 @@ def test_densities_and_their_gradients_go_down_to_one_datum_and_particle(in_plat
     assert guide.sizes.count(1) == len(guide.sizes) == 2 * 15
 
 
-@pytest.mark.parametrize("what", ["full_rank", pytest.param("mixture", marks=pytest.mark.soak), "annealing"])
+@pytest.mark.parametrize("what", ["full_rank", *(pytest.param(name, marks=pytest.mark.soak) for name in ("mixture", "annealing"))])
 def test_refinement_and_annealing_go_on_below_a_block(what, monkeypatch):
     """4 data: refined with 8 draws each, or annealed in 4 chains, from the draws of one block."""
     monkeypatch.setitem(refinement.SCHEDULES, "full_rank", (4, 8))  # what a mixture starts from

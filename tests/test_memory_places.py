@@ -184,7 +184,8 @@ def unranked(found):
     return {name: value for name, value in vars(found).items() if name not in ("r_hat", "ess")}
 
 
-@pytest.mark.parametrize("place", WALKED)
+# Chains of bidirectional walk as those of posterior do.
+@pytest.mark.parametrize("place", [pytest.param(name, marks=[pytest.mark.soak] * (name == "posterior")) for name in WALKED])
 def test_chains_and_sums_go_on_with_fewer_rows_from_the_same_draws(place, most=8, n=16):
     """16 data, eight of which fit."""
     call, kind, left = WALKED[place]

@@ -80,7 +80,8 @@ def test_a_loop_on_a_cpu_reads_each_loss_at_once(readings, tmp_path):
     "name",
     [
         pytest.param(
-            name, marks=[pytest.mark.soak] * (name in ("dynamic binarisation", "dropout", "a global site", "pyro.optim", "validation"))
+            name,
+            marks=[pytest.mark.soak] * (name in ("dynamic binarisation", "dropout", "a global site", "pyro.optim", "validation", "Adam")),
         )
         for name in CASES
     ],

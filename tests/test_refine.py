@@ -324,6 +324,7 @@ def test_how_many_data_are_refined_at_once_changes_nothing(monkeypatch):
     assert torch.allclose(whole.gain, parts.gain, atol=1e-9)
 
 
+@pytest.mark.soak
 def test_many_dimensions_take_a_low_rank():
     """300 dimensions, posterior correlated along one direction: x = sum_i z_i + noise. Evidence N(0, 300 + 0.25)."""
 

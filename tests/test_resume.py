@@ -191,6 +191,10 @@ REPEATED = {
     "particles in a plate",
     "enumeration in the model",
     "clipping",
+    "schedule of beta",
+    "SGD with momentum",
+    "PyroModule",
+    "born late",
 }
 
 
@@ -203,7 +207,7 @@ def test_run_interrupted_within_an_epoch_goes_on_as_if_undisturbed(case, tmp_pat
     "case",
     ["pyro.module", "pyro.optim", "pyro.optim scheduler", "torch scheduler", "born late", "validation", "used now and then, pyro.optim"],
 )
-@pytest.mark.parametrize("at", [0, 3, *(pytest.param(at, marks=pytest.mark.soak) for at in (1, 11))], ids=lambda at: f"step {at}")
+@pytest.mark.parametrize("at", [3, *(pytest.param(at, marks=pytest.mark.soak) for at in (0, 1, 11))], ids=lambda at: f"step {at}")
 def test_run_interrupted_at_any_step_goes_on_as_if_undisturbed(at, case, tmp_path, monkeypatch):
     assert_resumed_is_undisturbed(case, at, tmp_path, monkeypatch)
 

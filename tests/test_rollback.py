@@ -274,14 +274,16 @@ def test_what_was_gone_back_to_can_be_gone_back_to_again(case, diverge_at, tmp_p
     assert_as_if_slower_from(6, [7, 8, 7], case, diverge_at, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("at", [1, pytest.param(2, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("case", ["born late", "born late, pyro.optim"])
 def test_what_was_born_since_is_born_again(case, at, diverge_at, tmp_path, monkeypatch):
     """The datum that a parameter is born of comes in one of the first epoch's three batches."""
     assert_as_if_slower_from(0, [at], case, diverge_at, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("case", ["pyro.optim", "BatchNorm", "validation", "torch scheduler"])
+@pytest.mark.parametrize(
+    "case", ["BatchNorm", "validation", *(pytest.param(case, marks=pytest.mark.soak) for case in ("pyro.optim", "torch scheduler"))]
+)
 def test_the_middle_of_an_epoch_is_gone_back_to_as_its_start_is(case, diverge_at, tmp_path, monkeypatch):
     """Step 8 is the third of the third epoch; the sums of the epoch so far go back too."""
     monkeypatch.setattr(training, "REST_EVERY", 1)
